@@ -1,0 +1,50 @@
+"""Typed errors: what was wrong, where, the values seen, and what to do.
+
+Everything that a user can cause is a `MaxLMError`; the command line prints its message without a
+traceback and exits with its `exit_code` (2: the user's to mend, 1: ours).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MaxLMError(Exception):
+    """Root of every error that maxlm raises on purpose."""
+
+    exit_code = 2
+
+
+class ConfigError(MaxLMError):
+    """A config file, key or value that cannot be used."""
+
+
+class DataError(MaxLMError):
+    """A source, document or token store that cannot be read or is damaged."""
+
+
+class TokenizerError(MaxLMError):
+    """A tokenizer that cannot be loaded, trained or matched to its data."""
+
+
+class CheckpointError(MaxLMError):
+    """A checkpoint that is missing, half-written, damaged or of another run."""
+
+
+class ParallelError(MaxLMError):
+    """A mesh, process group or batch that does not fit the devices."""
+
+
+class DeviceMemoryError(MaxLMError):
+    """A program that needs more memory than the device has."""
+
+
+class StorageError(MaxLMError):
+    """A path that cannot be read or written: missing, forbidden, or the disk is full."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the nearest of `known`, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean '{near[0]}'?)" if near else ""
