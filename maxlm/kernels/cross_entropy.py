@@ -1,0 +1,162 @@
+"""Cross-entropy of the output projection that never holds `[tokens, vocab]` logits at once.
+
+In: the hidden states, the output table, targets and weights; out: sums of the loss. The gradient is
+computed chunk by chunk in the forward pass, while a chunk's logits exist, so that they are neither
+stored nor computed twice (as in Liger, arXiv:2410.10989).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class LossSums(NamedTuple):
+    """Sums over a batch, so that batches and shards of any size can be added up."""
+
+    total: jax.Array  # Σ weight × (nll + z_loss × log²Z); the one to differentiate
+    nll: jax.Array  # Σ weight × negative log-likelihood in nats; carries no gradient
+    weight: jax.Array  # Σ weight
+
+
+class _Options(NamedTuple):
+    vocab_size: int
+    logit_cap: float | None
+    z_loss: float
+    chunks: int
+
+
+def cross_entropy(
+    hidden: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    *,
+    vocab_size: int,
+    logit_cap: float | None = None,
+    z_loss: float = 0.0,
+    chunk: int | None = None,
+) -> LossSums:
+    """Weighted cross-entropy of `softmax(hidden @ tableᵀ)`.
+
+    Args:
+        hidden: `[B, T, D]` in the compute dtype.
+        table: `[V, D]` output table, V ≥ vocab_size; the rows above are padding.
+        targets: `[B, T]` int32.
+        weights: `[B, T]`, 0 where a target does not count.
+        vocab_size: logits from here on are masked.
+        logit_cap: soft cap of the logits.
+        z_loss: weight of log²Z (PaLM, arXiv:2204.02311), which keeps the normaliser near 1.
+        chunk: tokens whose logits exist at once; rounded so that chunks divide the length.
+
+    Returns:
+        LossSums, in float32 (float64 when `hidden` is).
+    """
+    batch, length, _ = hidden.shape
+    wanted = -(-batch * length // chunk) if chunk else 1
+    chunks = next(n for n in range(min(wanted, length), length + 1) if length % n == 0)
+    options = _Options(vocab_size, logit_cap, z_loss, chunks)
+    weights = weights.astype(jnp.promote_types(hidden.dtype, jnp.float32))
+    total, nll = _summed_loss(hidden, table.astype(hidden.dtype), targets, weights, options)
+    return LossSums(total, jax.lax.stop_gradient(nll), weights.sum())
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _summed_loss(
+    hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, options: _Options
+) -> tuple[jax.Array, jax.Array]:
+    def one(sums: Any, chunk: Any) -> tuple[Any, None]:
+        total, nll, _ = _chunk_loss(chunk[0], table, *chunk[1:], options)
+        return (sums[0] + total, sums[1] + nll), None
+
+    sums, _ = _over_chunks(one, _zero_sums(weights), (hidden, targets, weights), options.chunks)
+    return sums
+
+
+def _forward(
+    hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, options: _Options
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    wide = weights.dtype
+
+    def one(carry: Any, chunk: Any) -> tuple[Any, jax.Array]:
+        total_sum, nll_sum, table_grad = carry
+        total, nll, logits_grad = _chunk_loss(chunk[0], table, *chunk[1:], options)
+        logits_grad = logits_grad.astype(table.dtype)
+        table_grad += jnp.einsum(
+            "btv,btd->vd", logits_grad, chunk[0], preferred_element_type=wide
+        )
+        hidden_grad = jnp.einsum("btv,vd->btd", logits_grad, table)
+        return (total_sum + total, nll_sum + nll, table_grad), hidden_grad
+
+    start = (*_zero_sums(weights), jnp.zeros(table.shape, wide))
+    chunked = (hidden, targets, weights)
+    (total, nll, table_grad), hidden_grad = _over_chunks(one, start, chunked, options.chunks)
+    return (total, nll), (hidden_grad, table_grad.astype(table.dtype))
+
+
+def _backward(
+    options: _Options, residuals: tuple[jax.Array, jax.Array], cotangents: Any
+) -> tuple[jax.Array, jax.Array, None, None]:
+    hidden_grad, table_grad = residuals
+    scale = cotangents[0]  # the sum's own gradient; nll carries none
+    return (
+        (hidden_grad * scale).astype(hidden_grad.dtype),
+        (table_grad * scale).astype(table_grad.dtype),
+        None,
+        None,
+    )
+
+
+_summed_loss.defvjp(_forward, _backward)
+
+
+def _chunk_loss(
+    hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, options: _Options
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Loss sum, nll sum and the gradient of the loss sum by the logits `[B, T', V]`."""
+    wide = weights.dtype
+    logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=wide)
+    cap = options.logit_cap
+    if cap is not None:
+        logits = cap * jnp.tanh(logits / cap)
+    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
+    if table.shape[0] > options.vocab_size:
+        logits = jnp.where(ids < options.vocab_size, logits, jnp.finfo(wide).min)
+    largest = logits.max(-1, keepdims=True)
+    exponentials = jnp.exp(logits - largest)
+    normalizer = exponentials.sum(-1, keepdims=True)  # [B, T', 1]
+    log_z = (jnp.log(normalizer) + largest)[..., 0]
+    is_target = ids == targets[..., None]
+    nll = log_z - jnp.where(is_target, logits, 0).sum(-1)
+    total = nll + options.z_loss * jnp.square(log_z)
+
+    z_scale = (1 + 2 * options.z_loss * log_z) * weights
+    grad = exponentials * (z_scale[..., None] / normalizer)
+    grad = grad - jnp.where(is_target, weights[..., None], 0)
+    if cap is not None:
+        slope = 1 - jnp.square(logits / cap)
+        grad = jnp.where(ids < options.vocab_size, grad * slope, 0)
+    return (total * weights).sum(), (nll * weights).sum(), grad
+
+
+def _zero_sums(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.zeros((), weights.dtype), jnp.zeros((), weights.dtype)
+
+
+def _over_chunks(step: Any, carry: Any, arrays: tuple[jax.Array, ...], chunks: int) -> Any:
+    """Scan `step` over chunks of the length dim (the batch dim stays sharded as it is)."""
+    if chunks == 1:
+        return step(carry, arrays)
+
+    def split(x: jax.Array) -> jax.Array:
+        batch, length = x.shape[:2]
+        return x.reshape(batch, chunks, length // chunks, *x.shape[2:]).swapaxes(0, 1)
+
+    carry, out = jax.lax.scan(step, carry, tuple(split(x) for x in arrays))
+    if out is not None:
+        out = out.swapaxes(0, 1)
+        out = out.reshape(out.shape[0], out.shape[1] * out.shape[2], *out.shape[3:])
+    return carry, out

@@ -1,0 +1,147 @@
+"""Self-attention of a block: projections, RoPE, QK-norm, the kernel, and a key-value cache."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maxlm.config.schema import AttentionSpan, BiasKind, ModelConfig
+from maxlm.kernels.attention import attention
+from maxlm.model.norm import Norm
+from maxlm.model.parameter import Initializer, Kind, declare, zeros
+from maxlm.model.rope import apply_rope
+from maxlm.parallel.axes import constrain
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens before the current ones."""
+
+    key: jax.Array  # [B, S, K, C]
+    value: jax.Array  # [B, S, K, C]
+
+
+class Context(NamedTuple):
+    """What every block of a forward pass shares."""
+
+    segment_ids: jax.Array  # [B, T]
+    rope: tuple[jax.Array, jax.Array] | None  # cosines and sines, each [B, T, 1, C/2]
+    key_segments: jax.Array  # [B, S]; the same as segment_ids without a cache
+    offset: jax.Array | int  # index of the first current token in the cache; 0 without one
+
+
+class Projection(nnx.Module):
+    """A linear map between named axes, with an optional bias."""
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        shape: tuple[int, ...],
+        *,
+        axes: tuple[str, ...],
+        inputs: int,
+        init: Initializer,
+        bias: bool,
+        dtype: jnp.dtype,
+    ):
+        self.contracted = inputs
+        self.kernel = declare(
+            rngs, shape, axes=axes, kind=Kind.MATRIX, init=init, inputs=axes[:inputs], dtype=dtype
+        )
+        self.bias = None
+        if bias:
+            out = shape[inputs:]
+            names = ("vector",) if len(out) == 1 else axes[inputs:]
+            self.bias = declare(rngs, out, axes=names, kind=Kind.VECTOR, init=zeros, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Contract the last `inputs` dims of `x` with the first of the kernel, in x's dtype."""
+        n = self.contracted
+        dims = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
+        y = jax.lax.dot_general(x, self.kernel[...].astype(x.dtype), (dims, ((), ())))
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype)
+        return y
+
+
+class Attention(nnx.Module):
+    """Multi-head or grouped-query self-attention."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        span: AttentionSpan,
+        rngs: nnx.Rngs,
+        *,
+        init: Initializer,
+        output_init: Initializer,
+        dtype: jnp.dtype,
+    ):
+        heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
+        embed = config.embed_dim
+        assert kv_heads and width
+        qkv_bias = config.attention_bias in (BiasKind.QKV, BiasKind.ALL)
+        self.window = config.attention_window if span is AttentionSpan.LOCAL else None
+        self.logit_cap = config.attention_logit_cap
+
+        def project(count: int, axis: str) -> Projection:
+            return Projection(
+                rngs,
+                (embed, count, width),
+                axes=("embed", axis, "head_dim"),
+                inputs=1,
+                init=init,
+                bias=qkv_bias,
+                dtype=dtype,
+            )
+
+        self.query = project(heads, "heads")
+        self.key = project(kv_heads, "kv_heads")
+        self.value = project(kv_heads, "kv_heads")
+        self.output = Projection(
+            rngs,
+            (heads, width, embed),
+            axes=("heads", "head_dim", "embed"),
+            inputs=2,
+            init=output_init,
+            bias=config.attention_bias is BiasKind.ALL,
+            dtype=dtype,
+        )
+        self.query_norm = Norm(config, width, rngs, dtype) if config.qk_norm else None
+        self.key_norm = Norm(config, width, rngs, dtype) if config.qk_norm else None
+
+    def __call__(
+        self, x: jax.Array, context: Context, cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        """Attend over `x [B, T, D]` and, with a cache, over what came before.
+
+        Returns:
+            The sublayer's output `[B, T, D]` and the cache with the current tokens written.
+        """
+        query = constrain(self.query(x), "batch", "length", "heads", "head_dim")
+        key = constrain(self.key(x), "batch", "length", "kv_heads", "head_dim")
+        value = constrain(self.value(x), "batch", "length", "kv_heads", "head_dim")
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if context.rope is not None:
+            query, key = apply_rope(query, *context.rope), apply_rope(key, *context.rope)
+        if cache is not None:
+            start = (0, context.offset, 0, 0)
+            key = jax.lax.dynamic_update_slice(cache.key, key.astype(cache.key.dtype), start)
+            value = jax.lax.dynamic_update_slice(
+                cache.value, value.astype(cache.value.dtype), start
+            )
+            cache = Cache(key, value)
+        out = attention(
+            query,
+            key,
+            value,
+            query_segments=context.segment_ids,
+            key_segments=context.key_segments,
+            query_offset=context.offset,
+            window=self.window,
+            logit_cap=self.logit_cap,
+        )
+        return self.output(constrain(out, "batch", "length", "heads", "head_dim")), cache

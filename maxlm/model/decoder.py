@@ -1,0 +1,264 @@
+"""The one decoder: embeddings, segments of scanned blocks, final norm, output projection, loss.
+
+A model is a list of segments; a segment is a group of blocks (the pattern of local and global
+layers) repeated, its parameters stacked and run by one scan, so that compile time does not grow
+with depth. A remainder that does not fill the pattern is a segment of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maxlm.config.schema import (
+    AttentionSpan,
+    ModelConfig,
+    PositionKind,
+    Rematerialization,
+)
+from maxlm.data.batch import Batch
+from maxlm.kernels.cross_entropy import LossSums, cross_entropy
+from maxlm.model.attention import Cache, Context
+from maxlm.model.block import Block
+from maxlm.model.norm import Norm
+from maxlm.model.parameter import Kind, declare, normal, padded_rows
+from maxlm.model.rope import rope_angles
+from maxlm.parallel.axes import constrain
+
+_POLICIES = {
+    Rematerialization.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    Rematerialization.FULL: jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a model is computed, which does not change what it is.
+
+    Attributes:
+        compute_dtype: dtype of activations and of the weights inside a matmul.
+        param_dtype: dtype of the master weights.
+        rematerialization: what the backward pass computes again.
+        scan_unroll: groups of blocks per scan iteration.
+        loss_chunk: tokens whose logits exist at once; None: all.
+    """
+
+    compute_dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    rematerialization: Rematerialization = Rematerialization.NONE
+    scan_unroll: int = 1
+    loss_chunk: int | None = None
+
+
+class Segment(nnx.Module):
+    """A group of blocks, repeated; every parameter has a leading `layers` dim."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        pattern: tuple[AttentionSpan, ...],
+        repeats: int,
+        rngs: nnx.Rngs,
+        dtype: Any,
+    ):
+        self.repeats = repeats
+
+        def stack(span: AttentionSpan) -> Block:
+            @nnx.split_rngs(splits=repeats)
+            @nnx.vmap(in_axes=0, out_axes=0)
+            def create(rngs: nnx.Rngs) -> Block:
+                return Block(config, span, rngs, dtype)
+
+            return create(rngs)
+
+        self.blocks = nnx.List([stack(span) for span in pattern])
+
+    def __call__(
+        self,
+        x: jax.Array,
+        context: Context,
+        caches: list[Cache] | None,
+        execution: Execution,
+    ) -> tuple[jax.Array, list[Cache] | None]:
+        """Run every repeat on `x [B, T, D]`; caches have a leading `layers` dim too."""
+        graph, stacked = nnx.split(self.blocks)
+
+        def group(x: jax.Array, slices: Any) -> tuple[jax.Array, list[Cache] | None]:
+            state, cached = slices
+            blocks = nnx.merge(graph, state)
+            written = []
+            for i, block in enumerate(blocks):
+                x, cache = block(x, context, cached[i] if cached is not None else None)
+                written.append(cache)
+            return x, written if cached is not None else None
+
+        if execution.rematerialization is not Rematerialization.NONE:
+            # Inside a scan no common subexpression can be merged, so no barrier is needed.
+            policy = _POLICIES[execution.rematerialization]
+            group = jax.checkpoint(group, policy=policy, prevent_cse=False)
+        unroll = min(execution.scan_unroll, self.repeats)
+        return jax.lax.scan(group, x, (stacked, caches), unroll=unroll)
+
+
+class Decoder(nnx.Module):
+    """A causal language model."""
+
+    def __init__(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs):
+        assert config.vocab_size
+        self.config = config
+        self.execution = execution
+        dtype = execution.param_dtype
+        vocab = padded_vocab(config)
+        table_init = padded_rows(normal(config.init_std), config.vocab_size)
+        self.embedding = declare(
+            rngs,
+            (vocab, config.embed_dim),
+            axes=("vocab", "embed"),
+            kind=Kind.EMBEDDING,
+            init=table_init,
+            dtype=dtype,
+        )
+        self.positions = None
+        if config.positions is PositionKind.LEARNED:
+            assert config.max_length
+            self.positions = declare(
+                rngs,
+                (config.max_length, config.embed_dim),
+                axes=("position", "embed"),
+                kind=Kind.EMBEDDING,
+                init=normal(config.init_std),
+                dtype=dtype,
+            )
+        self.embed_norm = Norm(config, config.embed_dim, rngs, dtype) if config.embed_norm else None
+        self.segments = nnx.List(
+            [Segment(config, p, n, rngs, dtype) for p, n in segment_plan(config)]
+        )
+        self.final_norm = Norm(config, config.embed_dim, rngs, dtype)
+        self.head = None
+        if not config.tie_embeddings:
+            self.head = declare(
+                rngs,
+                (vocab, config.embed_dim),
+                axes=("vocab", "embed"),
+                kind=Kind.HEAD,
+                init=table_init,
+                inputs=("embed",),
+                dtype=dtype,
+            )
+
+    def loss(self, batch: Batch, *, z_loss: float = 0.0) -> LossSums:
+        """Sums over a batch of the loss and of its weights, without materialised logits."""
+        context = Context(
+            batch.segment_ids, self._rope(batch.positions), batch.segment_ids, 0
+        )
+        hidden, _ = self._hidden(batch.tokens, batch.positions, context, None)
+        return cross_entropy(
+            hidden,
+            self._output_table(),
+            batch.targets,
+            batch.loss_weights,
+            vocab_size=self.config.vocab_size,
+            logit_cap=self.config.output_logit_cap,
+            z_loss=z_loss,
+            chunk=self.execution.loss_chunk,
+        )
+
+    def logits(self, batch: Batch) -> jax.Array:
+        """Logits `[B, T, vocab_size]` in float32, of every token (for tests and small models)."""
+        context = Context(batch.segment_ids, self._rope(batch.positions), batch.segment_ids, 0)
+        hidden, _ = self._hidden(batch.tokens, batch.positions, context, None)
+        return self._logits(hidden)
+
+    def extend(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        caches: list[list[Cache]],
+        key_segments: jax.Array,
+        offset: jax.Array,
+    ) -> tuple[jax.Array, list[list[Cache]]]:
+        """Read `tokens [B, T]` after what the caches hold; logits of the last token.
+
+        Args:
+            tokens: `[B, T]` int32.
+            positions: `[B, T]` int32.
+            segment_ids: `[B, T]` int32, 1 for text and 0 for padding.
+            caches: per segment and block of its group, from `empty_caches`.
+            key_segments: `[B, S]` segments of the whole cache, current tokens included.
+            offset: how many tokens the caches hold.
+
+        Returns:
+            Float32 logits `[B, vocab_size]` and the caches with the tokens written.
+        """
+        context = Context(segment_ids, self._rope(positions), key_segments, offset)
+        hidden, caches = self._hidden(tokens, positions, context, caches)
+        assert caches is not None
+        return self._logits(hidden[:, -1:])[:, 0], caches
+
+    def empty_caches(self, batch_size: int, length: int) -> list[list[Cache]]:
+        """Caches for `length` tokens, per segment and block: `[L, B, S, K, C]` each."""
+        c = self.config
+        assert c.num_kv_heads and c.head_dim
+        dtype = self.execution.compute_dtype
+
+        def empty(repeats: int) -> Cache:
+            shape = (repeats, batch_size, length, c.num_kv_heads, c.head_dim)
+            return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+        return [[empty(s.repeats) for _ in s.blocks] for s in self.segments]
+
+    def _hidden(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        context: Context,
+        caches: list[list[Cache]] | None,
+    ) -> tuple[jax.Array, list[list[Cache]] | None]:
+        x = self.embedding[...].astype(self.execution.compute_dtype)[tokens]  # [B, T, D]
+        if self.config.embed_scale is not None:
+            x = x * jnp.asarray(self.config.embed_scale, x.dtype)
+        if self.positions is not None:
+            x = x + self.positions[...].astype(x.dtype)[positions]
+        x = constrain(x, "batch", "length", "activation")
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
+        written = []
+        for i, segment in enumerate(self.segments):
+            x, cache = segment(x, context, caches[i] if caches else None, self.execution)
+            written.append(cache)
+        return self.final_norm(x), written if caches else None
+
+    def _output_table(self) -> jax.Array:
+        return (self.embedding if self.head is None else self.head)[...]
+
+    def _logits(self, hidden: jax.Array) -> jax.Array:
+        table = self._output_table()[: self.config.vocab_size].astype(hidden.dtype)
+        wide = jnp.promote_types(hidden.dtype, jnp.float32)
+        logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=wide)
+        cap = self.config.output_logit_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def _rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        if self.config.positions is not PositionKind.ROPE:
+            return None
+        assert self.config.head_dim
+        return rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+
+
+def padded_vocab(config: ModelConfig) -> int:
+    """Rows of the embedding table: the vocabulary up to a multiple that no mesh changes."""
+    assert config.vocab_size
+    return -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
+
+
+def segment_plan(config: ModelConfig) -> list[tuple[tuple[AttentionSpan, ...], int]]:
+    """Groups and repeats: `[(pattern, n)]`, then the remainder that does not fill the pattern."""
+    pattern = tuple(config.attention_pattern)
+    repeats, rest = divmod(config.num_layers, len(pattern))
+    plan = [(pattern, repeats)] if repeats else []
+    return plan + ([(pattern[:rest], 1)] if rest else [])

@@ -1,0 +1,89 @@
+"""A model as the train step sees it: named parameters in a plain dict, and a pure function of them.
+
+Flax modules define the model once; at run time only dicts of arrays cross the jit boundary, which
+costs the host 3 ms a step for 500 arrays where `nnx.jit` costs 38.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from maxlm.config.schema import ModelConfig
+from maxlm.model.decoder import Decoder, Execution
+from maxlm.model.parameter import ParameterInfo
+from maxlm.parallel.axes import check_divides, sharding
+
+Params = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class ModelDefinition:
+    """The graph of a decoder and what each of its parameters declares.
+
+    Attributes:
+        config: the resolved model config.
+        execution: how it is computed.
+        parameters: canonical dotted name → ParameterInfo, such as
+            `segments.0.blocks.0.attention.query.kernel`.
+    """
+
+    config: ModelConfig
+    execution: Execution
+    parameters: dict[str, ParameterInfo]
+    _graph: nnx.GraphDef
+    _paths: dict[str, tuple]
+
+    def init(self, seed: int, mesh: Mesh) -> Params:
+        """Initial parameters, made directly in their shards: no host ever holds the whole model.
+
+        The values depend on the seed and not on the mesh.
+        """
+
+        def create() -> Params:
+            return _to_dict(nnx.state(Decoder(self.config, self.execution, nnx.Rngs(seed))))
+
+        return jax.jit(create, out_shardings=self.shardings(mesh))()
+
+    def bind(self, params: Params) -> Decoder:
+        """The module with these parameters (cheap; call it inside a jitted function)."""
+        flat = [(path, nnx.Param(params[name])) for name, path in self._paths.items()]
+        return nnx.merge(self._graph, nnx.from_flat_state(flat))
+
+    def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
+        """Sharding of every parameter. Raises ParallelError when a dim does not divide."""
+        for name, info in self.parameters.items():
+            check_divides(name, info.shape, info.axes, mesh)
+        return {name: sharding(mesh, info.axes) for name, info in self.parameters.items()}
+
+
+def define(config: ModelConfig, execution: Execution | None = None) -> ModelDefinition:
+    """Define the model of a resolved config (nothing is allocated)."""
+    execution = execution or Execution()
+    module = nnx.eval_shape(lambda: Decoder(config, execution, nnx.Rngs(0)))
+    graph, state = nnx.split(module)
+    parameters, paths = {}, {}
+    for path, variable in nnx.to_flat_state(state):
+        name = _name(path)
+        metadata = variable.get_metadata()
+        # Inside a segment every parameter was stacked over the repeats.
+        stacked = ("layers",) if path[0] == "segments" else ()
+        parameters[name] = ParameterInfo(
+            shape=tuple(variable.shape),
+            axes=stacked + metadata["axes"],
+            kind=metadata["kind"],
+            inputs=metadata["inputs"],
+        )
+        paths[name] = path
+    return ModelDefinition(config, execution, parameters, graph, paths)
+
+
+def _to_dict(state: nnx.State) -> Params:
+    return {_name(path): variable[...] for path, variable in nnx.to_flat_state(state)}
+
+
+def _name(path: tuple) -> str:
+    return ".".join(str(part) for part in path)

@@ -1,0 +1,60 @@
+"""The MLP of a block: plain, or gated (Shazeer, arXiv:2002.05202)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maxlm.config.schema import Activation, MLPKind, ModelConfig
+from maxlm.model.attention import Projection
+from maxlm.model.parameter import Initializer
+from maxlm.parallel.axes import constrain
+
+ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
+    Activation.SILU: jax.nn.silu,
+    Activation.GELU: lambda x: jax.nn.gelu(x, approximate=False),
+    Activation.GELU_TANH: lambda x: jax.nn.gelu(x, approximate=True),
+    Activation.RELU: jax.nn.relu,
+    Activation.RELU2: lambda x: jnp.square(jax.nn.relu(x)),  # So et al., arXiv:2109.08668
+}
+
+
+class MLP(nnx.Module):
+    """`down(act(up x))`, or gated `down(act(gate x) × up x)`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        rngs: nnx.Rngs,
+        *,
+        init: Initializer,
+        output_init: Initializer,
+        dtype: jnp.dtype,
+    ):
+        embed, hidden = config.embed_dim, config.mlp_dim
+        assert hidden
+        self.activation = config.activation
+
+        def project(axes: tuple[str, str], init: Initializer) -> Projection:
+            shape = (embed, hidden) if axes[0] == "embed" else (hidden, embed)
+            return Projection(
+                rngs, shape, axes=axes, inputs=1, init=init, bias=config.mlp_bias, dtype=dtype
+            )
+
+        gated = config.mlp is MLPKind.GATED
+        self.gate = project(("embed", "mlp"), init) if gated else None
+        self.up = project(("embed", "mlp"), init)
+        self.down = project(("mlp", "embed"), output_init)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `x [B, T, D]` to `[B, T, D]`."""
+        act = ACTIVATIONS[self.activation]
+        hidden = constrain(self.up(x), "batch", "length", "mlp")
+        if self.gate is not None:
+            hidden = act(constrain(self.gate(x), "batch", "length", "mlp")) * hidden
+        else:
+            hidden = act(hidden)
+        return self.down(hidden)

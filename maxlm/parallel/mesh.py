@@ -1,0 +1,78 @@
+"""The device mesh: `replica × fsdp × tensor`, from sizes of which at most one is -1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from maxlm.config.schema import ParallelConfig
+from maxlm.errors import ParallelError
+from maxlm.parallel.axes import MESH_AXES, TABLE, shard_count
+
+
+def make_mesh(parallel: ParallelConfig, devices: list[Any] | None = None) -> Mesh:
+    """Lay devices out as the config's mesh.
+
+    Raises:
+        ParallelError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(parallel, len(devices))
+    auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    if len(devices) == jax.device_count():
+        # Orders devices along the hardware's links.
+        return jax.make_mesh(sizes, MESH_AXES, auto, devices=devices)
+    return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=auto)
+
+
+def mesh_sizes(parallel: ParallelConfig, num_devices: int) -> tuple[int, ...]:
+    """Sizes of the axes, -1 filled in. Raises ParallelError when they do not fit the devices."""
+    sizes = {axis: getattr(parallel, axis) for axis in MESH_AXES}
+    described = " × ".join(f"{axis} {size}" for axis, size in sizes.items())
+    if 0 in sizes.values():
+        raise ParallelError(f"mesh {described}: an axis cannot have size 0 (1 leaves it out)")
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        raise ParallelError(
+            f"mesh {described}: {' and '.join(free)} are both -1; only one axis can take the rest"
+        )
+    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    if free:
+        if num_devices % fixed:
+            raise ParallelError(
+                f"mesh {described}: {num_devices} devices do not divide by {fixed}; "
+                f"the fixed axes must multiply to one of {_divisors(num_devices)}"
+            )
+        sizes[free[0]] = num_devices // fixed
+    elif fixed != num_devices:
+        raise ParallelError(
+            f"mesh {described} needs {fixed} devices, but there are {num_devices}; "
+            "set one axis to -1 to take what is left"
+        )
+    return tuple(sizes[axis] for axis in MESH_AXES)
+
+
+def data_shards(mesh: Mesh) -> int:
+    """Over how many shards the batch is split."""
+    return shard_count(mesh, TABLE["batch"])
+
+
+def check_batch(batch_size: int, mesh: Mesh, *, accumulation: int = 1) -> None:
+    """Raise ParallelError when a global batch does not divide over the mesh."""
+    shards = data_shards(mesh) * accumulation
+    if batch_size % shards:
+        below = batch_size // shards * shards
+        nearest = f"{below} and {below + shards}" if below else f"{shards}"
+        product = " × ".join(f"{axis} {mesh.shape[axis]}" for axis in TABLE["batch"])
+        micro = f" × accumulation {accumulation}" if accumulation > 1 else ""
+        raise ParallelError(
+            f"global batch {batch_size} does not divide over {shards} shards "
+            f"({product}{micro}): nearest are {nearest}"
+        )
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

@@ -1,0 +1,86 @@
+"""The optimizer: updates by kind of parameter, from optax's parts.
+
+AdamW for everything, or Muon (orthogonalised momentum; Jordan et al. 2024, arXiv:2502.16982) for
+the blocks' matrices and AdamW for embeddings, head and vectors. What a parameter is comes from its
+declaration, never from its rank or name: stacked matrices are orthogonalised layer by layer.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from maxlm.config.schema import OptimizerConfig, OptimizerKind, ScheduleConfig
+from maxlm.model.parameter import Kind, ParameterInfo
+from maxlm.train.schedule import rate_fraction
+
+
+def make_optimizer(
+    config: OptimizerConfig,
+    schedule: ScheduleConfig,
+    parameters: dict[str, ParameterInfo],
+    *,
+    warmup_steps: int,
+    total_steps: int,
+) -> optax.GradientTransformation:
+    """Build the transformation of a resolved config (clipping is the train step's).
+
+    Args:
+        config: kind, rates, decay; `learning_rate` resolved.
+        schedule: shape of the learning rate.
+        parameters: what each parameter declares.
+        warmup_steps: steps of warm-up.
+        total_steps: steps of the run.
+
+    Returns:
+        A transformation of a dict of gradients; its state mirrors the dict.
+    """
+    assert config.learning_rate is not None
+
+    def rate(peak: float) -> optax.Schedule:
+        def at(step: jax.Array) -> jax.Array:
+            return -peak * rate_fraction(
+                step, schedule, warmup_steps=warmup_steps, total_steps=total_steps
+            )
+
+        return at
+
+    decay = optax.add_decayed_weights(
+        config.weight_decay,
+        mask=lambda tree: {name: parameters[name].kind is not Kind.VECTOR for name in tree},
+    )
+    adamw = optax.chain(
+        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
+        decay,
+        optax.scale_by_schedule(rate(config.learning_rate)),
+    )
+    if config.kind is OptimizerKind.ADAMW:
+        return adamw
+    dims = {
+        name: contrib.MuonDimensionNumbers(info.reduction_dims, info.output_dims)
+        for name, info in parameters.items()
+        if info.kind is Kind.MATRIX
+    }
+    muon = optax.chain(
+        contrib.scale_by_muon(
+            beta=config.muon_momentum,
+            ns_steps=config.muon_iterations,
+            weight_dimension_numbers=dims,
+        ),
+        contrib.scale_by_shape(weight_dimension_numbers=dims),
+        decay,
+        optax.scale_by_schedule(rate(config.muon_learning_rate)),
+    )
+    labels = {name: "muon" if name in dims else "adamw" for name in parameters}
+    return optax.partition({"muon": muon, "adamw": adamw}, labels)
+
+
+def global_norm(tree: dict[str, jax.Array]) -> jax.Array:
+    """Root of the sum of squares over all arrays, in float32 or wider."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(_wide(x))) for x in tree.values()))
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
