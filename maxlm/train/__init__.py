@@ -1,0 +1,1 @@
+"""Training: optimizers, schedules, the step, the loop, checkpoints, metrics and their sinks."""
