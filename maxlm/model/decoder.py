@@ -20,7 +20,7 @@ from maxlm.config.schema import (
     PositionKind,
     Rematerialization,
 )
-from maxlm.data.batch import Batch
+from maxlm.batch import Batch
 from maxlm.kernels.cross_entropy import LossSums, cross_entropy
 from maxlm.model.attention import Cache, Context
 from maxlm.model.block import Block

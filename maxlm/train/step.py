@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maxlm.data.batch import Batch
+from maxlm.batch import Batch
 from maxlm.kernels.cross_entropy import LossSums
 from maxlm.model.definition import ModelDefinition, Params
 from maxlm.train.optimizer import global_norm

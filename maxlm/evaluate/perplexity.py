@@ -1,0 +1,55 @@
+"""Loss, perplexity and bits per byte of a model on named sets of text."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+
+from maxlm.batch import Batch
+from maxlm.model.definition import ModelDefinition, Params
+from maxlm.train.step import count_bytes
+
+
+class EvalSums(NamedTuple):
+    """Sums over a batch, on the device."""
+
+    nll: jax.Array  # nats
+    weight: jax.Array  # targets
+    target_bytes: jax.Array  # bytes of text that they stand for
+
+
+EvalStep = Callable[[Params, Batch], EvalSums]
+
+
+def make_eval_step(model: ModelDefinition, token_bytes: jax.Array) -> EvalStep:
+    """A jitted `(params, batch) -> EvalSums`."""
+
+    @jax.jit
+    def eval_step(params: Params, batch: Batch) -> EvalSums:
+        sums = model.bind(params).loss(batch)
+        return EvalSums(sums.nll, sums.weight, count_bytes(batch, token_bytes))
+
+    return eval_step
+
+
+def evaluate(eval_step: EvalStep, params: Params, batches: Iterable[Batch]) -> dict[str, Any]:
+    """Evaluate over batches on the devices; sums are added in float64 on the host.
+
+    Returns:
+        `loss` in nats per token, `perplexity`, `bits_per_byte`, `tokens` and `seconds`.
+    """
+    start = time.perf_counter()
+    sums = [eval_step(params, batch) for batch in batches]
+    nll, tokens, size = (math.fsum(float(x) for x in column) for column in zip(*jax.device_get(sums), strict=True))
+    loss = nll / tokens if tokens else math.nan
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_byte": nll / math.log(2) / size if size else math.nan,
+        "tokens": int(tokens),
+        "seconds": time.perf_counter() - start,
+    }

@@ -1,0 +1,123 @@
+"""Continuing prompts with a plain key-value cache.
+
+In: a model, its parameters, token ids of prompts; out: the ids that follow, as they are drawn.
+Prompts of a batch are padded on the left to a shared length. When the context is full, the newer
+half of it is read again and generation goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maxlm.errors import ConfigError
+from maxlm.generate.sampling import SamplingOptions, sample
+from maxlm.model.attention import Cache
+from maxlm.model.definition import ModelDefinition, Params
+
+
+class Generator:
+    """Generates with one model; its programs are compiled once per shape."""
+
+    def __init__(self, model: ModelDefinition, *, context_length: int):
+        """Prepare.
+
+        Args:
+            model: the model's definition.
+            context_length: tokens it was trained to see at once.
+        """
+        self.model = model
+        self.context_length = context_length
+        self._read = jax.jit(self._read_tokens, static_argnames="options")
+        self._next = jax.jit(self._next_token, static_argnames="options", donate_argnums=(1,))
+
+    def stream(
+        self,
+        params: Params,
+        prompts: list[list[int]],
+        *,
+        max_tokens: int,
+        options: SamplingOptions = SamplingOptions(),
+        seed: int = 0,
+    ) -> Iterator[np.ndarray]:
+        """Yield `[B]` int32 tokens, one per prompt and step, `max_tokens` times.
+
+        Raises:
+            ConfigError: a prompt is empty.
+        """
+        for i, prompt in enumerate(prompts):
+            if not prompt:
+                raise ConfigError(f"prompt {i + 1} of {len(prompts)} is empty: give it some text")
+        key = jax.random.key(seed)
+        history = [list(prompt) for prompt in prompts]
+        caches, used, segments = None, self.context_length, None
+        for index in range(max_tokens):
+            step_key = jax.random.fold_in(key, index)
+            if used >= self.context_length:
+                tokens, segments = self._window(history)
+                used = tokens.shape[1]
+                drawn, caches = self._read(params, tokens, segments, step_key, options=options)
+            else:
+                drawn, caches, segments = self._next(
+                    params, caches, drawn, segments, used, step_key, options=options
+                )
+                used += 1
+            row = np.asarray(drawn)
+            for past, token in zip(history, row, strict=True):
+                past.append(int(token))
+            yield row
+
+    def _window(self, history: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """The newest tokens of each row, left-padded to a power of two, and the cache's segments."""
+        longest = max(map(len, history))
+        keep = longest if longest < self.context_length else max(1, self.context_length // 2)
+        padded = min(1 << (keep - 1).bit_length(), self.context_length)
+        tokens = np.zeros((len(history), padded), np.int32)
+        segments = np.zeros((len(history), self.context_length), np.int32)
+        for row, past in enumerate(history):
+            recent = past[-keep:]
+            tokens[row, padded - len(recent) :] = recent
+            segments[row, padded - len(recent) : padded] = 1
+        return tokens, segments
+
+    def _read_tokens(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        segments: jax.Array,
+        key: jax.Array,
+        *,
+        options: SamplingOptions,
+    ) -> tuple[jax.Array, list[list[Cache]]]:
+        decoder = self.model.bind(params)
+        batch, length = tokens.shape
+        current = segments[:, :length]
+        caches = decoder.empty_caches(batch, self.context_length)
+        positions = jnp.maximum(jnp.cumsum(current, -1) - 1, 0)
+        logits, caches = decoder.extend(
+            tokens, positions, current, caches, segments, jnp.zeros((), jnp.int32)
+        )
+        return sample(key, logits, options), caches
+
+    def _next_token(
+        self,
+        params: Params,
+        caches: list[list[Cache]],
+        token: jax.Array,
+        segments: jax.Array,
+        used: jax.Array,
+        key: jax.Array,
+        *,
+        options: SamplingOptions,
+    ) -> tuple[jax.Array, list[list[Cache]], jax.Array]:
+        decoder = self.model.bind(params)
+        position = segments.sum(-1, keepdims=True)  # [B, 1], padding has segment 0
+        segments = jax.lax.dynamic_update_index_in_dim(segments, jnp.ones_like(token), used, 1)
+        ones = jnp.ones_like(token)[:, None]
+        logits, caches = decoder.extend(token[:, None], position, ones, caches, segments, used)
+        return sample(key, logits, options), caches, segments
+
+

@@ -1,0 +1,51 @@
+"""Which rows of a batch this process needs, by the mesh, and how they get to its devices.
+
+Never by process index: where `tensor` spans processes, several of them need the same rows, and
+sharding the data by index would silently feed them different ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from maxlm.parallel.axes import sharding
+
+
+def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
+    """Sorted indices of the batch rows that this process's devices hold."""
+    place = sharding(mesh, ("batch",))
+    indices = place.addressable_devices_indices_map((batch_size,)).values()
+    rows = {row for (index,) in indices for row in range(*index.indices(batch_size))}
+    return np.array(sorted(rows), np.int64)
+
+
+def place_batch(batch: Any, batch_size: int, rows: np.ndarray, mesh: Mesh) -> Any:
+    """Put a host batch of this process's `rows` on the mesh as global arrays.
+
+    Args:
+        batch: a pytree of numpy arrays `[len(rows), T]`.
+        batch_size: rows of the global batch.
+        rows: what `local_rows` returned.
+        mesh: the mesh.
+
+    Returns:
+        The pytree with `jax.Array`s `[batch_size, T]`, rows over the data axes.
+    """
+    place = sharding(mesh, ("batch", "length"))
+    if len(rows) == batch_size:
+        return jax.device_put(batch, place)
+    position = {int(row): i for i, row in enumerate(rows)}
+
+    def put(local: np.ndarray) -> jax.Array:
+        def piece(index: tuple[slice, ...]) -> np.ndarray:
+            start = position[index[0].indices(batch_size)[0]]
+            count = len(range(*index[0].indices(batch_size)))
+            return local[start : start + count]
+
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), place, piece)
+
+    return jax.tree.map(put, batch)

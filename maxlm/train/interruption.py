@@ -1,0 +1,49 @@
+"""SIGTERM and Ctrl-C end training after the current step, with a checkpoint.
+
+A second Ctrl-C ends it at once. On several processes all stop at the same step.
+"""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+import jax
+
+# What launchers read as "run me again" (EX_TEMPFAIL of sysexits.h).
+EXIT_PREEMPTED = 75
+EXIT_INTERRUPTED = 130
+
+
+class Interruption:
+    """A context in which the signals only set a flag."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._previous[number] = signal.signal(number, self._note)
+            except ValueError:  # not the main thread: its owner handles signals
+                pass
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop before the next step, agreed over all processes."""
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.signal is not None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
