@@ -44,7 +44,9 @@ def evaluate(eval_step: EvalStep, params: Params, batches: Iterable[Batch]) -> d
     """
     start = time.perf_counter()
     sums = [eval_step(params, batch) for batch in batches]
-    nll, tokens, size = (math.fsum(float(x) for x in column) for column in zip(*jax.device_get(sums), strict=True))
+    nll, tokens, size = (
+        math.fsum(float(x) for x in column) for column in zip(*jax.device_get(sums), strict=True)
+    )
     loss = nll / tokens if tokens else math.nan
     return {
         "loss": loss,

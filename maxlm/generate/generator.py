@@ -119,5 +119,3 @@ class Generator:
         ones = jnp.ones_like(token)[:, None]
         logits, caches = decoder.extend(token[:, None], position, ones, caches, segments, used)
         return sample(key, logits, options), caches, segments
-
-

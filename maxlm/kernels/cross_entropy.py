@@ -85,9 +85,7 @@ def _forward(
         total_sum, nll_sum, table_grad = carry
         total, nll, logits_grad = _chunk_loss(chunk[0], table, *chunk[1:], options)
         logits_grad = logits_grad.astype(table.dtype)
-        table_grad += jnp.einsum(
-            "btv,btd->vd", logits_grad, chunk[0], preferred_element_type=wide
-        )
+        table_grad += jnp.einsum("btv,btd->vd", logits_grad, chunk[0], preferred_element_type=wide)
         hidden_grad = jnp.einsum("btv,vd->btd", logits_grad, table)
         return (total_sum + total, nll_sum + nll, table_grad), hidden_grad
 

@@ -50,11 +50,13 @@ class Projection(nnx.Module):
         self.kernel = declare(
             rngs, shape, axes=axes, kind=Kind.MATRIX, init=init, inputs=axes[:inputs], dtype=dtype
         )
-        self.bias = None
-        if bias:
-            out = shape[inputs:]
-            names = ("vector",) if len(out) == 1 else axes[inputs:]
-            self.bias = declare(rngs, out, axes=names, kind=Kind.VECTOR, init=zeros, dtype=dtype)
+        out = shape[inputs:]
+        names = ("vector",) if len(out) == 1 else axes[inputs:]
+        self.bias = (
+            declare(rngs, out, axes=names, kind=Kind.VECTOR, init=zeros, dtype=dtype)
+            if bias
+            else None
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Contract the last `inputs` dims of `x` with the first of the kernel, in x's dtype."""

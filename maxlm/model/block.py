@@ -17,9 +17,7 @@ from maxlm.parallel.axes import constrain
 class Block(nnx.Module):
     """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
 
-    def __init__(
-        self, config: ModelConfig, span: AttentionSpan, rngs: nnx.Rngs, dtype: jnp.dtype
-    ):
+    def __init__(self, config: ModelConfig, span: AttentionSpan, rngs: nnx.Rngs, dtype: jnp.dtype):
         init = matrix_init(config)
         # GPT-2 scales what is added to the residual stream by 1/√(number of additions).
         zero = config.projection_init is ProjectionInit.ZERO

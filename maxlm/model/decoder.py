@@ -25,7 +25,7 @@ from maxlm.kernels.cross_entropy import LossSums, cross_entropy
 from maxlm.model.attention import Cache, Context
 from maxlm.model.block import Block
 from maxlm.model.norm import Norm
-from maxlm.model.parameter import Kind, declare, normal, padded_rows
+from maxlm.model.parameter import Initializer, Kind, declare, normal, padded_rows
 from maxlm.model.rope import rope_angles
 from maxlm.parallel.axes import constrain
 
@@ -114,47 +114,30 @@ class Decoder(nnx.Module):
         dtype = execution.param_dtype
         vocab = padded_vocab(config)
         table_init = padded_rows(normal(config.init_std), config.vocab_size)
-        self.embedding = declare(
-            rngs,
-            (vocab, config.embed_dim),
-            axes=("vocab", "embed"),
-            kind=Kind.EMBEDDING,
-            init=table_init,
-            dtype=dtype,
+
+        def table(rows: int, row_axis: str, kind: Kind, init: Initializer) -> nnx.Param:
+            inputs = ("embed",) if kind is Kind.HEAD else ()
+            axes = (row_axis, "embed")
+            shape = (rows, config.embed_dim)
+            return declare(rngs, shape, axes=axes, kind=kind, init=init, inputs=inputs, dtype=dtype)
+
+        self.embedding = table(vocab, "vocab", Kind.EMBEDDING, table_init)
+        learned = config.positions is PositionKind.LEARNED
+        self.positions = (
+            table(config.max_length or 0, "position", Kind.EMBEDDING, normal(config.init_std))
+            if learned
+            else None
         )
-        self.positions = None
-        if config.positions is PositionKind.LEARNED:
-            assert config.max_length
-            self.positions = declare(
-                rngs,
-                (config.max_length, config.embed_dim),
-                axes=("position", "embed"),
-                kind=Kind.EMBEDDING,
-                init=normal(config.init_std),
-                dtype=dtype,
-            )
         self.embed_norm = Norm(config, config.embed_dim, rngs, dtype) if config.embed_norm else None
         self.segments = nnx.List(
             [Segment(config, p, n, rngs, dtype) for p, n in segment_plan(config)]
         )
         self.final_norm = Norm(config, config.embed_dim, rngs, dtype)
-        self.head = None
-        if not config.tie_embeddings:
-            self.head = declare(
-                rngs,
-                (vocab, config.embed_dim),
-                axes=("vocab", "embed"),
-                kind=Kind.HEAD,
-                init=table_init,
-                inputs=("embed",),
-                dtype=dtype,
-            )
+        self.head = None if config.tie_embeddings else table(vocab, "vocab", Kind.HEAD, table_init)
 
     def loss(self, batch: Batch, *, z_loss: float = 0.0) -> LossSums:
         """Sums over a batch of the loss and of its weights, without materialised logits."""
-        context = Context(
-            batch.segment_ids, self._rope(batch.positions), batch.segment_ids, 0
-        )
+        context = Context(batch.segment_ids, self._rope(batch.positions), batch.segment_ids, 0)
         hidden, _ = self._hidden(batch.tokens, batch.positions, context, None)
         return cross_entropy(
             hidden,

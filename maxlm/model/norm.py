@@ -19,12 +19,12 @@ class Norm(nnx.Module):
         self.scale = declare(
             rngs, (size,), axes=("vector",), kind=Kind.VECTOR, init=ones, dtype=dtype
         )
-        if config.norm is NormKind.LAYER and config.norm_bias:
-            self.bias = declare(
-                rngs, (size,), axes=("vector",), kind=Kind.VECTOR, init=zeros, dtype=dtype
-            )
-        else:
-            self.bias = None
+        has_bias = config.norm is NormKind.LAYER and config.norm_bias
+        self.bias = (
+            declare(rngs, (size,), axes=("vector",), kind=Kind.VECTOR, init=zeros, dtype=dtype)
+            if has_bias
+            else None
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalise `x [..., size]`; the result has `x`'s dtype."""

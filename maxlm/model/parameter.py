@@ -59,9 +59,7 @@ class ParameterInfo:
     @property
     def output_dims(self) -> tuple[int, ...]:
         """Dims that a matrix produces (`layers` is neither: each layer has its own matrix)."""
-        return tuple(
-            i for i, a in enumerate(self.axes) if a not in self.inputs and a != "layers"
-        )
+        return tuple(i for i, a in enumerate(self.axes) if a not in self.inputs and a != "layers")
 
 
 def declare(
@@ -76,9 +74,7 @@ def declare(
 ) -> nnx.Param:
     """Make a parameter that knows its logical axes, kind and fan-in."""
     assert len(shape) == len(axes), (shape, axes)
-    return nnx.Param(
-        init(rngs.params(), shape, dtype), axes=axes, kind=kind, inputs=inputs
-    )
+    return nnx.Param(init(rngs.params(), shape, dtype), axes=axes, kind=kind, inputs=inputs)
 
 
 def normal(std: float) -> Initializer:

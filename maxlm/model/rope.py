@@ -25,7 +25,5 @@ def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.
 def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotate `x [B, T, H, C]`, the first half of a head against the second; keeps `x`'s dtype."""
     first, second = jnp.split(x, 2, axis=-1)  # [B, T, H, C/2]
-    rotated = jnp.concatenate(
-        [first * cos - second * sin, second * cos + first * sin], axis=-1
-    )
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)

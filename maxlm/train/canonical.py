@@ -22,7 +22,9 @@ Arrays = dict[str, jax.Array]
 def to_canonical(state: TrainState, model: ModelDefinition) -> Arrays:
     """Arrays of a state by canonical name (`params.…`, `average.…`, `optimizer.…`, `skipped`)."""
     named = _flatten(state)
-    cut = {n: _unpadded(a, n, model) for n, a in named.items() if _vocab_dim(n, a, model) is not None}
+    cut = {
+        n: _unpadded(a, n, model) for n, a in named.items() if _vocab_dim(n, a, model) is not None
+    }
     if cut:
         narrow = {name: named[name] for name in cut}
 
@@ -34,7 +36,9 @@ def to_canonical(state: TrainState, model: ModelDefinition) -> Arrays:
     return named
 
 
-def canonical_targets(layout: TrainState, model: ModelDefinition) -> dict[str, jax.ShapeDtypeStruct]:
+def canonical_targets(
+    layout: TrainState, model: ModelDefinition
+) -> dict[str, jax.ShapeDtypeStruct]:
     """What a checkpoint of this state holds: shape, dtype and where to restore it to."""
     return {name: _unpadded(leaf, name, model) for name, leaf in _flatten(layout).items()}
 

@@ -7,6 +7,9 @@ declaration, never from its rank or name: stacked matrices are orthogonalised la
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -69,12 +72,56 @@ def make_optimizer(
             ns_steps=config.muon_iterations,
             weight_dimension_numbers=dims,
         ),
-        contrib.scale_by_shape(weight_dimension_numbers=dims),
+        _scale_by_shape(parameters),
         decay,
         optax.scale_by_schedule(rate(config.muon_learning_rate)),
     )
-    labels = {name: "muon" if name in dims else "adamw" for name in parameters}
-    return optax.partition({"muon": muon, "adamw": adamw}, labels)
+    return _by_group(
+        {"muon": muon, "adamw": adamw}, lambda name: "muon" if name in dims else "adamw"
+    )
+
+
+def _by_group(
+    transforms: dict[str, optax.GradientTransformation], group_of: Callable[[str], str]
+) -> optax.GradientTransformation:
+    """Give each group of a dict its own transformation.
+
+    `optax.partition` would leave masks in the trees, which Muon's dimension numbers do not match.
+    """
+
+    def split(tree: dict[str, jax.Array], group: str) -> dict[str, jax.Array]:
+        return {name: leaf for name, leaf in tree.items() if group_of(name) == group}
+
+    def init(params: dict[str, jax.Array]) -> dict[str, optax.OptState]:
+        return {group: t.init(split(params, group)) for group, t in transforms.items()}
+
+    def update(
+        grads: dict[str, jax.Array], state: dict[str, optax.OptState], params: dict[str, jax.Array]
+    ) -> tuple[dict[str, jax.Array], dict[str, optax.OptState]]:
+        updates, new_state = {}, {}
+        for group, transform in transforms.items():
+            part, new_state[group] = transform.update(
+                split(grads, group), state[group], split(params, group)
+            )
+            updates |= part
+        return updates, new_state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _scale_by_shape(parameters: dict[str, ParameterInfo]) -> optax.GradientTransformation:
+    """Scale orthogonal updates by √max(1, out/in), so that each output moves alike (Jordan 2024)."""
+
+    def scale(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        def one(name: str, update: jax.Array) -> jax.Array:
+            info = parameters[name]
+            fan_in = math.prod(info.shape[d] for d in info.reduction_dims)
+            fan_out = math.prod(info.shape[d] for d in info.output_dims)
+            return update * max(1.0, fan_out / fan_in) ** 0.5
+
+        return {name: one(name, update) for name, update in updates.items()}
+
+    return optax.stateless(scale)
 
 
 def global_norm(tree: dict[str, jax.Array]) -> jax.Array:

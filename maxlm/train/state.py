@@ -39,8 +39,10 @@ def abstract_state(
     everywhere = NamedSharding(mesh, P())
 
     def lay(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        name = next((k.key for k in path if isinstance(k, jax.tree_util.DictKey)
-                     and k.key in shardings), None)
+        name = next(
+            (k.key for k in path if isinstance(k, jax.tree_util.DictKey) and k.key in shardings),
+            None,
+        )
         like_param = name is not None and leaf.shape == params[name].shape
         place = shardings[name] if like_param else everywhere
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)

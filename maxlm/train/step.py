@@ -92,7 +92,8 @@ def make_train_step(
 
 def count_bytes(batch: Batch, token_bytes: jax.Array) -> jax.Array:
     """UTF-8 bytes that the counted targets of a batch stand for, as a float32 scalar."""
-    return jnp.sum(token_bytes[batch.targets] * (batch.loss_weights > 0), dtype=jnp.float32)
+    sizes = jnp.asarray(token_bytes)[batch.targets]
+    return jnp.sum(sizes * (batch.loss_weights > 0), dtype=jnp.float32)
 
 
 def _accumulate(

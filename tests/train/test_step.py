@@ -1,0 +1,248 @@
+"""The train step: equal on every mesh, robust to bad gradients, right by optax on one device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from maxlm.batch import Batch
+from maxlm.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, ScheduleConfig
+from maxlm.model.decoder import Execution
+from maxlm.model.definition import define
+from maxlm.parallel.mesh import make_mesh
+from maxlm.parallel.placement import local_rows, place_batch
+from maxlm.train.optimizer import make_optimizer
+from maxlm.train.state import fresh_state
+from maxlm.train.step import make_train_step
+
+SHAPE = {
+    "vocab_size": 101,
+    "num_layers": 3,
+    "embed_dim": 32,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 8,
+    "mlp_dim": 64,
+}
+STEPS = 20
+
+
+def packed_batches(count, batch_size=8, length=24, seed=0):
+    """Random tokens in packed documents that end inside rows, with padding at some ends."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        tokens = rng.integers(0, 101, (batch_size, length + 1), dtype=np.int32)
+        cuts = np.sort(rng.integers(1, length, (batch_size, 2)), axis=1)
+        index = np.arange(length)[None]
+        segments = 1 + (index >= cuts[:, :1]).astype(np.int32)
+        segments = np.where(index >= cuts[:, 1:], 0, segments)
+        starts = np.where(index >= cuts[:, :1], cuts[:, :1], 0)
+        weights = (segments > 0) & (index != cuts[:, :1] - 1)
+        positions = np.where(segments > 0, index - starts, 0).astype(np.int32)
+        yield Batch(tokens[:, :-1], tokens[:, 1:], weights.astype(np.float32), segments, positions)
+
+
+def run(
+    parallel,
+    *,
+    devices=8,
+    dtype=jnp.float32,
+    kind="adamw",
+    accumulation=1,
+    variant=None,
+    loss_chunk=None,
+    steps=STEPS,
+):
+    """Losses and final parameters after a few steps on a mesh."""
+    mesh = make_mesh(ParallelConfig(**parallel), jax.devices()[:devices])
+    execution = Execution(compute_dtype=dtype, param_dtype=dtype, loss_chunk=loss_chunk)
+    model = define(ModelConfig(**(SHAPE | (variant or {}))), execution)
+    optimizer = make_optimizer(
+        OptimizerConfig(kind=kind, learning_rate=3e-3),
+        ScheduleConfig(),
+        model.parameters,
+        warmup_steps=4,
+        total_steps=steps,
+    )
+    with jax.set_mesh(mesh):
+        state = fresh_state(model, optimizer, seed=0, average=False, mesh=mesh)
+        step = jax.jit(
+            make_train_step(
+                model,
+                optimizer,
+                clip_norm=1.0,
+                accumulation=accumulation,
+                token_bytes=np.ones(101, np.int32),
+            ),
+            donate_argnums=0,
+        )
+        losses = []
+        for batch in packed_batches(steps):
+            placed = place_batch(batch, 8, local_rows(8, mesh), mesh)
+            state, metrics = step(state, placed)
+            losses.append(float(metrics.nll / metrics.weight))
+    return np.array(losses), {name: np.asarray(x) for name, x in state.params.items()}
+
+
+LAYOUTS = [
+    {"replica": 8, "fsdp": 1},
+    {"fsdp": 8},
+    {"fsdp": 4, "tensor": 2},
+    {"replica": 2, "fsdp": 2, "tensor": 2},
+    {"replica": 4, "fsdp": 1, "tensor": 2},
+]
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    cache = {}
+
+    def get(**options):
+        key = tuple(sorted((k, str(v)) for k, v in options.items()))
+        if key not in cache:
+            cache[key] = run({}, devices=1, **options)
+        return cache[key]
+
+    return get
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_float64_losses_and_parameters_after_20_steps_equal_one_device(layout, kind, one_device):
+    with jax.enable_x64(True):
+        losses, params = run(layout, dtype=jnp.float64, kind=kind)
+        wanted_losses, wanted = one_device(dtype=jnp.float64, kind=kind)
+    np.testing.assert_allclose(losses, wanted_losses, rtol=1e-9)
+    for name, value in wanted.items():
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(params[name], value, rtol=0, atol=1e-9 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_float32_losses_equal_one_device(layout, one_device):
+    losses, _ = run(layout)
+    np.testing.assert_allclose(losses, one_device()[0], rtol=1e-5)
+
+
+def test_accumulation_and_loss_chunks_change_nothing(one_device):
+    losses, _ = run({}, devices=1, accumulation=4, loss_chunk=48)
+    np.testing.assert_allclose(losses, one_device()[0], rtol=1e-5)
+    losses, _ = run({"fsdp": 2, "tensor": 2}, devices=4, accumulation=4, loss_chunk=48)
+    np.testing.assert_allclose(losses, one_device()[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("rematerialization", ["dots", "full"])
+def test_rematerialization_and_unrolling_change_nothing(rematerialization):
+    model = define(ModelConfig(**SHAPE))
+    other = define(
+        ModelConfig(**SHAPE), Execution(rematerialization=rematerialization, scan_unroll=3)
+    )
+    params = model.init(0, make_mesh(ParallelConfig(), jax.devices()[:1]))
+    batch = next(packed_batches(1))
+    grads = [
+        jax.jit(jax.grad(lambda p, m=m: m.bind(p).loss(batch).total))(params)
+        for m in (model, other)
+    ]
+    for name in grads[0]:
+        np.testing.assert_allclose(grads[0][name], grads[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_loss_falls_when_a_batch_is_repeated():
+    model = define(ModelConfig(**SHAPE))
+    mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
+    for kind in ("adamw", "muon"):
+        optimizer = make_optimizer(
+            OptimizerConfig(kind=kind, learning_rate=1e-2),
+            ScheduleConfig(),
+            model.parameters,
+            warmup_steps=2,
+            total_steps=60,
+        )
+        state = fresh_state(model, optimizer, seed=0, average=False, mesh=mesh)
+        step = jax.jit(
+            make_train_step(model, optimizer, clip_norm=1.0, token_bytes=np.ones(101, np.int32))
+        )
+        batch = next(packed_batches(1))
+        losses = []
+        for _ in range(60):
+            state, metrics = step(state, batch)
+            losses.append(float(metrics.nll / metrics.weight))
+        assert losses[0] == pytest.approx(np.log(101), abs=0.2)
+        assert losses[-1] < 1.0
+
+
+def test_a_step_with_bad_gradients_changes_nothing_but_the_counters():
+    model = define(ModelConfig(**SHAPE))
+    mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
+    optimizer = make_optimizer(
+        OptimizerConfig(learning_rate=1e-2),
+        ScheduleConfig(),
+        model.parameters,
+        warmup_steps=2,
+        total_steps=9,
+    )
+    state = fresh_state(model, optimizer, seed=0, average=True, mesh=mesh)
+    step = jax.jit(
+        make_train_step(
+            model, optimizer, clip_norm=1.0, average_decay=0.9, token_bytes=np.ones(101, np.int32)
+        )
+    )
+    good = next(packed_batches(1))
+    bad = good._replace(loss_weights=good.loss_weights * np.inf)
+    state, _ = step(state, good)
+    after, metrics = step(state, bad)
+    assert not np.isfinite(metrics.grad_norm)
+    assert (int(after.step), int(after.skipped)) == (2, 1)
+    for old, new in zip(
+        jax.tree.leaves((state.params, state.average, state.opt_state)),
+        jax.tree.leaves((after.params, after.average, after.opt_state)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_muon_orthogonalises_each_layer_of_a_stack_and_leaves_the_rest_to_adamw():
+    model = define(ModelConfig(**SHAPE))
+    optimizer = make_optimizer(
+        OptimizerConfig(kind="muon", learning_rate=1.0, muon_learning_rate=1.0, weight_decay=0.0),
+        ScheduleConfig(),
+        model.parameters,
+        warmup_steps=1,
+        total_steps=100,
+    )
+    rng = np.random.default_rng(0)
+    grads = {
+        n: jnp.asarray(rng.normal(size=i.shape), jnp.float32) for n, i in model.parameters.items()
+    }
+    params = jax.tree.map(jnp.zeros_like, grads)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    up = np.asarray(updates["segments.0.blocks.0.mlp.up.kernel"])  # [L, D, F]
+    for layer in up:
+        singular = np.linalg.svd(layer / np.sqrt(64 / 32), compute_uv=False)
+        assert singular.min() > 0.5 and singular.max() < 1.5
+    query = np.asarray(updates["segments.0.blocks.0.attention.query.kernel"])  # [L, D, H, C]
+    singular = np.linalg.svd(query[0].reshape(32, 32), compute_uv=False)
+    assert singular[:-4].min() > 0.5 and singular.max() < 1.5
+    # AdamW's first step is the sign of the gradient.
+    for name in ("embedding", "final_norm.scale"):
+        np.testing.assert_allclose(updates[name], -np.sign(grads[name]), rtol=1e-3, err_msg=name)
+
+
+def test_the_averaged_weights_follow_the_weights():
+    model = define(ModelConfig(**SHAPE))
+    mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
+    optimizer = optax.sgd(0.1)
+    state = fresh_state(model, optimizer, seed=0, average=True, mesh=mesh)
+    step = jax.jit(
+        make_train_step(
+            model, optimizer, clip_norm=None, average_decay=0.5, token_bytes=np.ones(101, np.int32)
+        )
+    )
+    average = dict(state.params)
+    for batch in packed_batches(3):
+        state, _ = step(state, batch)
+        average = {n: 0.5 * a + 0.5 * state.params[n] for n, a in average.items()}
+    for name, value in average.items():
+        np.testing.assert_allclose(state.average[name], value, rtol=1e-5, atol=1e-7)
