@@ -1,7 +1,9 @@
 """Paths and small files on local disk, gs:// and s3://, through fsspec.
 
-Everything that maxlm writes besides arrays goes through here: writes are atomic (a reader sees the
-old file or the new one, never half of one), and errors are typed. Local paths never import fsspec.
+In go paths as people write them (`runs/x`, `/data/x`, `file:///data/x`, `gs://bucket/x`); out come
+bytes, names and typed errors. Everything that maxlm writes besides arrays goes through here: writes
+are atomic (a reader sees the old file or the new one, never half of one). Local paths never import
+fsspec.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from maxlm.errors import StorageError
+from maxlm.errors import MaxLMError, StorageError
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -32,54 +34,67 @@ def join(path: str | os.PathLike[str], *parts: str) -> str:
 
 def exists(path: str | os.PathLike[str]) -> bool:
     """Whether a file or folder is there."""
-    if is_remote(path):
-        return bool(_remote(path).exists(os.fspath(path)))
-    return os.path.exists(path)
+    if not is_remote(path):
+        return os.path.exists(_local(path))
+    with _typed(path):
+        fs = _remote(path)
+        fs.invalidate_cache()  # another process may have written it since it was last asked for
+        return bool(fs.exists(os.fspath(path)))
 
 
 def size(path: str | os.PathLike[str]) -> int:
     """Bytes of a file. Raises StorageError when it is missing."""
     with _typed(path):
-        return int(_remote(path).size(os.fspath(path))) if is_remote(path) else os.path.getsize(path)
+        if is_remote(path):
+            return int(_remote(path).size(os.fspath(path)))
+        return os.path.getsize(_local(path))
 
 
 def list_names(path: str | os.PathLike[str]) -> list[str]:
     """Sorted names inside a folder; empty when it does not exist."""
-    if is_remote(path):
+    with _typed(path):
+        if not is_remote(path):
+            return sorted(os.listdir(_local(path))) if os.path.isdir(_local(path)) else []
         fs = _remote(path)
         fs.invalidate_cache()
-        if not fs.exists(os.fspath(path)):
+        folder = os.fspath(path).rstrip("/")
+        if not fs.exists(folder):
             return []
-        names = {e.rstrip("/").rsplit("/", 1)[-1] for e in fs.ls(os.fspath(path), detail=False)}
-        return sorted(n for n in names if n)
-    return sorted(os.listdir(path)) if os.path.isdir(path) else []
+        # Some stores list a folder's own marker among its content.
+        own = fs._strip_protocol(folder).rstrip("/")
+        entries = [entry.rstrip("/") for entry in fs.ls(folder, detail=False)]
+        return sorted({e.rsplit("/", 1)[-1] for e in entries if e.strip("/") != own.strip("/")})
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
     """Create a folder and its parents (object stores need none)."""
     if not is_remote(path):
         with _typed(path):
-            os.makedirs(path, exist_ok=True)
+            os.makedirs(_local(path), exist_ok=True)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Whole content of a small file. Raises StorageError."""
-    with open_file(path, "rb") as file:
-        return file.read()
+    with _typed(path), open_file(path, "rb") as file:
+        return bytes(file.read())
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Whole content of a small UTF-8 file. Raises StorageError."""
-    return read_bytes(path).decode("utf-8")
+    """Whole content of a small UTF-8 file. Raises StorageError, also when it is not UTF-8."""
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{path}: not UTF-8 text (byte {error.start})") from error
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a small file atomically, creating its folder. Raises StorageError."""
     with _typed(path):
         if is_remote(path):
+            # An object appears whole or not at all.
             _remote(path).pipe_file(os.fspath(path), content)
             return
-        target = Path(path)
+        target = Path(_local(path))
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
         try:
@@ -97,14 +112,23 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
     write_bytes(path, content.encode("utf-8"))
 
 
+def remove_file(path: str | os.PathLike[str]) -> None:
+    """Remove a file, if it is there."""
+    with _typed(path):
+        if not is_remote(path):
+            Path(_local(path)).unlink(missing_ok=True)
+        elif exists(path):
+            _remote(path).rm_file(os.fspath(path))
+
+
 def remove_tree(path: str | os.PathLike[str]) -> None:
     """Remove a folder and everything in it, if it is there."""
     with _typed(path):
-        if is_remote(path):
-            if exists(path):
-                _remote(path).rm(os.fspath(path), recursive=True)
-        elif os.path.isdir(path):
-            shutil.rmtree(path)
+        if not is_remote(path):
+            if os.path.isdir(_local(path)):
+                shutil.rmtree(_local(path))
+        elif exists(path):
+            _remote(path).rm(os.fspath(path), recursive=True)
 
 
 def open_file(path: str | os.PathLike[str], mode: str = "rb") -> IO[Any]:
@@ -112,27 +136,51 @@ def open_file(path: str | os.PathLike[str], mode: str = "rb") -> IO[Any]:
     with _typed(path):
         if is_remote(path):
             return _remote(path).open(os.fspath(path), mode)
-        return open(path, mode, encoding=None if "b" in mode else "utf-8")
+        return open(_local(path), mode, encoding=None if "b" in mode else "utf-8")
+
+
+def _local(path: str | os.PathLike[str]) -> str:
+    return os.fspath(path).removeprefix("file://")
 
 
 def _remote(path: str | os.PathLike[str]) -> Any:
     import fsspec
 
+    kind = os.fspath(path).split("://", 1)[0]
     try:
         return fsspec.core.url_to_fs(os.fspath(path))[0]
-    except (ImportError, ValueError) as error:
-        raise StorageError(f"{path}: cannot open this kind of storage: {error}") from error
+    except ImportError as error:
+        extra = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}.get(kind)
+        advice = f"pip install 'maxlm[{extra}]'" if extra else str(error)
+        raise StorageError(f"{path}: {kind}:// needs a package that is absent: {advice}") from error
+    except ValueError as error:
+        raise StorageError(
+            f"{path}: no storage of kind '{kind}://'; there are local paths, gs:// and s3://"
+        ) from error
 
 
 @contextmanager
 def _typed(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
+    except MaxLMError:
+        raise
     except FileNotFoundError as error:
         raise StorageError(f"{path}: no such file or folder") from error
     except PermissionError as error:
         raise StorageError(f"{path}: permission denied") from error
+    except IsADirectoryError as error:
+        raise StorageError(f"{path}: is a folder, not a file") from error
+    except NotADirectoryError as error:
+        raise StorageError(f"{path}: a part of this path is a file, not a folder") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(f"{path}: the disk is full; free some space and run again") from error
+            raise StorageError(
+                f"{path}: the disk is full; free some space and run again"
+            ) from error
         raise StorageError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:
+        # Clients of object stores raise types of their own.
+        if not is_remote(path):
+            raise
+        raise StorageError(f"{path}: {type(error).__name__}: {error}") from error
