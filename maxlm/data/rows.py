@@ -13,6 +13,7 @@ each segment.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -130,8 +131,8 @@ def _segments(
     if len(pads):
         ids[np.searchsorted(pieces, pads)] = 0
     segment_ids = np.repeat(ids, lengths)
-    positions = np.arange(num_rows * length, dtype=np.int32)
-    positions -= np.repeat(pieces.astype(np.int32), lengths)
+    positions = np.repeat(pieces.astype(np.int32), lengths)
+    np.subtract(_count_up(num_rows * length), positions, out=positions)
     return segment_ids, positions, (segment_ids == 0 if len(pads) else None)
 
 
@@ -150,6 +151,14 @@ def _tokens(
         inputs[to : to + len(piece) - 1] = piece[:-1]
         targets[to : to + len(piece) - 1] = piece[1:]
     return inputs, targets
+
+
+@lru_cache(maxsize=4)
+def _count_up(size: int) -> np.ndarray:
+    """0, 1, …, size - 1, int32, kept because every batch of a shape needs the same."""
+    numbers = np.arange(size, dtype=np.int32)
+    numbers.setflags(write=False)
+    return numbers
 
 
 def expand_counts(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
