@@ -1,0 +1,1 @@
+"""The typed config: schema, presets, overrides, checks and derived values."""

@@ -7,11 +7,28 @@ no field. Unknown keys are refused. `tests/config/test_options.py` counts the fi
 
 from __future__ import annotations
 
-import re
-from enum import StrEnum
-from typing import Annotated, Any
+from pydantic import BaseModel, ConfigDict, Field
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from maxlm.config.choices import (
+    Activation,
+    AttentionSpan,
+    BiasKind,
+    MatrixInit,
+    MLPKind,
+    NormKind,
+    NormPlacement,
+    OptimizerKind,
+    Packing,
+    PositionKind,
+    Precision,
+    ProjectionInit,
+    Rematerialization,
+    ScheduleKind,
+)
+from maxlm.config.duration import Duration as Duration
+from maxlm.config.duration import DurationField
+from maxlm.config.duration import DurationUnit as DurationUnit
+from maxlm.config.duration import parse_duration as parse_duration
 
 
 class Section(BaseModel):
@@ -20,171 +37,143 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_enum_values=False)
 
 
-class DurationUnit(StrEnum):
-    STEPS = "steps"
-    TOKENS = "tokens"
-    EXAMPLES = "examples"
-    EPOCHS = "epochs"
-
-
-class Duration(BaseModel):
-    """A length of training in the unit that the user thinks in: `500 steps`, `2B tokens`."""
-
-    model_config = ConfigDict(frozen=True)
-    amount: float
-    unit: DurationUnit
-
-    def __str__(self) -> str:
-        amount = int(self.amount) if self.amount == int(self.amount) else self.amount
-        return f"{amount} {self.unit.value}"
-
-
-_SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
-
-
-def parse_duration(value: Any) -> Any:
-    """Read `500`, `"500 steps"`, `"2.5B tokens"`, `"3 epochs"` as a Duration (a number is steps)."""
-    if isinstance(value, Duration) or value is None:
-        return value
-    match = re.fullmatch(
-        r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([kmbt]?)\s*(step|token|example|epoch)?s?\s*",
-        str(value),
-        re.IGNORECASE,
-    )
-    if not match or isinstance(value, bool):
-        raise ValueError(
-            f"'{value}' is not a duration: write a number and a unit, such as '500 steps', "
-            "'2.5B tokens', '10k examples' or '3 epochs'"
-        )
-    amount = float(match[1].replace("_", "")) * _SCALES[match[2].lower()]
-    return Duration(amount=amount, unit=DurationUnit((match[3] or "step").lower() + "s"))
-
-
-DurationField = Annotated[
-    Duration, BeforeValidator(parse_duration), PlainSerializer(str, return_type=str)
-]
-
-
-class NormKind(StrEnum):
-    RMS = "rms"
-    LAYER = "layer"
-
-
-class NormPlacement(StrEnum):
-    PRE = "pre"
-    POST = "post"
-    BOTH = "both"
-
-
-class PositionKind(StrEnum):
-    ROPE = "rope"
-    LEARNED = "learned"
-    NONE = "none"
-
-
-class MLPKind(StrEnum):
-    GATED = "gated"
-    PLAIN = "plain"
-
-
-class Activation(StrEnum):
-    SILU = "silu"
-    GELU = "gelu"
-    GELU_TANH = "gelu_tanh"
-    RELU = "relu"
-    RELU2 = "relu2"
-
-
-class BiasKind(StrEnum):
-    NONE = "none"
-    QKV = "qkv"
-    ALL = "all"
-
-
-class AttentionSpan(StrEnum):
-    GLOBAL = "global"
-    LOCAL = "local"
-
-
-class ProjectionInit(StrEnum):
-    SCALED = "scaled"
-    ZERO = "zero"
-
-
 class ModelConfig(Section):
     """The decoder: sizes first, then what distinguishes one family from another."""
 
-    vocab_size: int | None = Field(None, ge=1, description="Tokens in the vocabulary; derived: the tokenizer's.")
+    vocab_size: int | None = Field(
+        None, ge=1, description="Tokens in the vocabulary; derived: the tokenizer's."
+    )
     num_layers: int = Field(12, ge=1, description="Transformer blocks.")
     embed_dim: int = Field(768, ge=1, description="Width of the residual stream.")
     num_heads: int = Field(12, ge=1, description="Query heads.")
-    num_kv_heads: int | None = Field(None, ge=1, description="Key-value heads; derived: num_heads (no grouping).")
-    head_dim: int | None = Field(None, ge=1, description="Width of one head; derived: embed_dim / num_heads.")
-    mlp_dim: int | None = Field(None, ge=1, description="Hidden width of the MLP; derived: 4 × embed_dim plain, 8/3 × embed_dim up to a multiple of 64 gated.")
-    mlp: MLPKind = Field(MLPKind.GATED, description="gated (SwiGLU and kin: gate × up) or plain (one up projection).")
-    activation: Activation = Field(Activation.SILU, description="silu, gelu (exact), gelu_tanh, relu or relu2 (squared ReLU).")
+    num_kv_heads: int | None = Field(
+        None, ge=1, description="Key-value heads; derived: num_heads (no grouping)."
+    )
+    head_dim: int | None = Field(
+        None, ge=1, description="Width of one head; derived: embed_dim / num_heads."
+    )
+    mlp_dim: int | None = Field(
+        None,
+        ge=1,
+        description="Hidden width of the MLP; derived: 4 × embed_dim plain, 8/3 × embed_dim up to a multiple of 64 gated.",
+    )
+    mlp: MLPKind = Field(
+        MLPKind.GATED, description="gated (SwiGLU and kin: gate × up) or plain (one up projection)."
+    )
+    activation: Activation = Field(
+        Activation.SILU, description="silu, gelu (exact), gelu_tanh, relu or relu2 (squared ReLU)."
+    )
     norm: NormKind = Field(NormKind.RMS, description="rms or layer.")
-    norm_placement: NormPlacement = Field(NormPlacement.PRE, description="Norm before each sublayer (pre), after it (post: on the sublayer's output before the residual sum), or both.")
+    norm_placement: NormPlacement = Field(
+        NormPlacement.PRE,
+        description="Norm before each sublayer (pre), after it (post: on the sublayer's output before the residual sum), or both.",
+    )
     norm_epsilon: float = Field(1e-6, gt=0, description="Added to the variance inside a norm.")
     norm_bias: bool = Field(False, description="Whether a layer norm has a bias (GPT-2 has).")
     embed_norm: bool = Field(False, description="Norm of the embeddings before the first block.")
-    positions: PositionKind = Field(PositionKind.ROPE, description="rope, learned (a table of max_length rows) or none.")
+    positions: PositionKind = Field(
+        PositionKind.ROPE, description="rope, learned (a table of max_length rows) or none."
+    )
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies.")
-    max_length: int | None = Field(None, ge=1, description="Longest sequence of learned positions; derived: the data's length.")
-    qk_norm: bool = Field(False, description="RMS norm of each query and key head before attention (Qwen3).")
-    attention_pattern: list[AttentionSpan] = Field([AttentionSpan.GLOBAL], min_length=1, description="Repeating pattern of global and local (windowed) layers, first layer first.")
-    attention_window: int | None = Field(None, ge=1, description="How many tokens a local layer sees, itself included.")
-    attention_logit_cap: float | None = Field(None, gt=0, description="Soft cap of attention logits: cap × tanh(x / cap) (Gemma 2: 50).")
-    output_logit_cap: float | None = Field(None, gt=0, description="Soft cap of output logits (Gemma 2: 30).")
-    attention_bias: BiasKind = Field(BiasKind.NONE, description="Biases of attention: none, qkv (Qwen2) or all (GPT-2).")
+    max_length: int | None = Field(
+        None, ge=1, description="Longest sequence of learned positions; derived: the data's length."
+    )
+    qk_norm: bool = Field(
+        False, description="RMS norm of each query and key head before attention (Qwen3)."
+    )
+    attention_pattern: list[AttentionSpan] = Field(
+        [AttentionSpan.GLOBAL],
+        min_length=1,
+        description="Repeating pattern of global and local (windowed) layers, first layer first.",
+    )
+    attention_window: int | None = Field(
+        None, ge=1, description="How many tokens a local layer sees, itself included."
+    )
+    attention_logit_cap: float | None = Field(
+        None, gt=0, description="Soft cap of attention logits: cap × tanh(x / cap) (Gemma 2: 50)."
+    )
+    output_logit_cap: float | None = Field(
+        None, gt=0, description="Soft cap of output logits (Gemma 2: 30)."
+    )
+    attention_bias: BiasKind = Field(
+        BiasKind.NONE, description="Biases of attention: none, qkv (Qwen2) or all (GPT-2)."
+    )
     mlp_bias: bool = Field(False, description="Biases in the MLP (GPT-2).")
     tie_embeddings: bool = Field(True, description="Output projection shares the embedding table.")
-    embed_scale: float | None = Field(None, gt=0, description="Factor on embeddings (Gemma: sqrt(embed_dim)); unset: 1.")
-    init_std: float = Field(0.02, gt=0, description="Standard deviation of embeddings and, without a fan-in rule, of matrices.")
-    projection_init: ProjectionInit = Field(ProjectionInit.SCALED, description="Projections into the residual stream start scaled (init_std / sqrt(2 × num_layers), GPT-2) or at zero (muP, nanochat).")
-    vocab_multiple: int = Field(128, ge=1, description="The vocabulary is padded to this multiple, whatever the mesh; padded logits are masked.")
+    embed_scale: float | None = Field(
+        None, gt=0, description="Factor on embeddings (Gemma: sqrt(embed_dim)); unset: 1."
+    )
+    init_std: float = Field(
+        0.02,
+        gt=0,
+        description="Standard deviation of embeddings and, without a fan-in rule, of matrices.",
+    )
+    matrix_init: MatrixInit = Field(
+        MatrixInit.FIXED,
+        description="Standard deviation of matrices: fixed (init_std) or fan_in (1 / sqrt(embed_dim)).",
+    )
+    projection_init: ProjectionInit = Field(
+        ProjectionInit.SCALED,
+        description="Projections into the residual stream start scaled (init_std / sqrt(2 × num_layers), GPT-2) or at zero (muP, nanochat).",
+    )
+    vocab_multiple: int = Field(
+        128,
+        ge=1,
+        description="The vocabulary is padded to this multiple, whatever the mesh; padded logits are masked.",
+    )
 
 
 class SourceConfig(Section):
     """One token store in the mixture."""
 
-    store: str = Field(description="Folder of a token store (local or gs://), written by `maxlm data tokenize`.")
+    store: str = Field(
+        description="Folder of a token store (local or gs://), written by `maxlm data tokenize`."
+    )
     split: str = Field("train", description="Which of the store's splits.")
-    weight: float = Field(1.0, gt=0, description="Share of the examples, relative to the other sources.")
+    weight: float = Field(
+        1.0, gt=0, description="Share of the examples, relative to the other sources."
+    )
 
 
 class PhaseConfig(Section):
     """A stretch of training with its own mixture, length or batch; unset values are the run's."""
 
-    duration: DurationField | None = Field(None, description="How long; the last phase may leave it open. In tokens, examples or steps.")
-    weights: dict[str, float] = Field({}, description="Weight by source name; unset: the sources' own weights. 0 leaves a source out.")
+    duration: DurationField | None = Field(
+        None,
+        description="How long; the last phase may leave it open. In tokens, examples or steps.",
+    )
+    weights: dict[str, float] = Field(
+        {},
+        description="Weight by source name; unset: the sources' own weights. 0 leaves a source out.",
+    )
     length: int | None = Field(None, ge=2, description="Tokens per example in this phase.")
     batch_size: int | None = Field(None, ge=1, description="Examples per step in this phase.")
-
-
-class Packing(StrEnum):
-    CUT = "cut"
-    WHOLE = "whole"
 
 
 class DataConfig(Section):
     """What is read, in which order and shape."""
 
     mixture: dict[str, SourceConfig] = Field({}, description="Sources by name.")
-    phases: list[PhaseConfig] = Field([], description="Stretches of training, first to last; none: one phase.")
-    tokenizer: str | None = Field(None, description="Tokenizer that the stores must have been written with; derived: the stores' own.")
+    phases: list[PhaseConfig] = Field(
+        [], description="Stretches of training, first to last; none: one phase."
+    )
+    tokenizer: str | None = Field(
+        None,
+        description="Tokenizer that the stores must have been written with; derived: the stores' own.",
+    )
     length: int = Field(1024, ge=2, description="Tokens per example.")
-    batch_size: int | None = Field(None, ge=1, description="Examples per step over all devices; derived from the model and the token budget.")
-    packing: Packing = Field(Packing.CUT, description="cut: windows of the token stream, nothing lost; whole: documents packed uncut by best fit, longer ones cut.")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Examples per step over all devices; derived from the token budget.",
+    )
+    packing: Packing = Field(
+        Packing.CUT,
+        description="cut: windows of the token stream, nothing lost; whole: documents packed uncut by best fit, longer ones cut.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the data order.")
     workers: int = Field(2, ge=0, description="Threads that prepare batches ahead.")
     prefetch: int = Field(4, ge=1, description="Batches prepared ahead.")
-
-
-class Rematerialization(StrEnum):
-    NONE = "none"
-    DOTS = "dots"
-    FULL = "full"
 
 
 class ParallelConfig(Section):
@@ -193,71 +182,121 @@ class ParallelConfig(Section):
     replica: int = Field(1, ge=-1, description="Data parallel without sharded parameters.")
     fsdp: int = Field(-1, ge=-1, description="Data parallel with parameters sharded.")
     tensor: int = Field(1, ge=-1, description="Heads, MLP and vocabulary sharded.")
-    cpu_devices: int | None = Field(None, ge=1, description="On a CPU: host devices to split the cores into; derived: 1.")
-    rematerialization: Rematerialization = Field(Rematerialization.NONE, description="What the backward pass computes again: none, dots (all but matmuls) or full (all but each block's input).")
-    scan_unroll: int | None = Field(None, ge=1, description="Blocks per scan iteration; derived: 1 on TPU and GPU, every block of a small model on CPU.")
-
-
-class OptimizerKind(StrEnum):
-    ADAMW = "adamw"
-    MUON = "muon"
+    cpu_devices: int | None = Field(
+        None, ge=1, description="On a CPU: host devices to split the cores into; derived: 1."
+    )
+    rematerialization: Rematerialization = Field(
+        Rematerialization.NONE,
+        description="What the backward pass computes again: none, dots (all but matmuls) or full (all but each block's input).",
+    )
+    scan_unroll: int | None = Field(
+        None,
+        ge=1,
+        description="Blocks per scan iteration; derived: 1 on TPU and GPU, every block of a small model on CPU.",
+    )
 
 
 class OptimizerConfig(Section):
     """Updates by kind of parameter: matrices, embeddings, head, vectors."""
 
-    kind: OptimizerKind = Field(OptimizerKind.ADAMW, description="adamw, or muon for the blocks' matrices with adamw for the rest.")
-    learning_rate: float | None = Field(None, gt=0, description="Peak learning rate of AdamW; derived from the parameter count.")
-    muon_learning_rate: float = Field(0.02, gt=0, description="Peak learning rate of Muon's orthogonalised updates.")
+    kind: OptimizerKind = Field(
+        OptimizerKind.ADAMW,
+        description="adamw, or muon for the blocks' matrices with adamw for the rest.",
+    )
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Peak learning rate of AdamW; derived from parameters and token budget.",
+    )
+    muon_learning_rate: float = Field(
+        0.02, gt=0, description="Peak learning rate of Muon's orthogonalised updates."
+    )
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
     epsilon: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
-    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay of matrices and embeddings, times the learning rate; vectors have none.")
+    weight_decay: float = Field(
+        0.1,
+        ge=0,
+        description="Decoupled weight decay of matrices and embeddings, times the learning rate; vectors have none.",
+    )
     muon_momentum: float = Field(0.95, ge=0, lt=1, description="Nesterov momentum of Muon.")
     muon_iterations: int = Field(5, ge=1, description="Newton-Schulz iterations.")
-    clip_norm: float | None = Field(1.0, gt=0, description="Global gradient norm is clipped to this; null: not clipped.")
-    average_decay: float | None = Field(None, gt=0, lt=1, description="Keep an exponential average of the weights with this decay, used for evaluation and saved.")
-
-
-class ScheduleKind(StrEnum):
-    WSD = "wsd"
-    COSINE = "cosine"
+    clip_norm: float | None = Field(
+        1.0, gt=0, description="Global gradient norm is clipped to this; null: not clipped."
+    )
+    average_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Keep an exponential average of the weights with this decay, used for evaluation and saved.",
+    )
 
 
 class ScheduleConfig(Section):
     """The learning rate over training, as a fraction of its peak."""
 
-    kind: ScheduleKind = Field(ScheduleKind.WSD, description="wsd (warm-up, stable, decay) or cosine.")
-    warmup: DurationField | None = Field(None, description="Linear warm-up; derived: 1% of training, between 10 and 2000 steps.")
-    decay_fraction: float = Field(0.2, ge=0, le=1, description="wsd: the last part of training, over which the rate falls linearly.")
-    final_fraction: float = Field(0.0, ge=0, le=1, description="Rate at the end, as a fraction of the peak (cosine is often run with 0.1).")
-
-
-class Precision(StrEnum):
-    FLOAT64 = "float64"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
+    kind: ScheduleKind = Field(
+        ScheduleKind.WSD, description="wsd (warm-up, stable, decay) or cosine."
+    )
+    warmup: DurationField | None = Field(
+        None,
+        description="Linear warm-up; derived: 1% of training, between 10 and 2000 steps, at most a tenth.",
+    )
+    decay_fraction: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="wsd: the last part of training, over which the rate falls linearly.",
+    )
+    final_fraction: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Rate at the end, as a fraction of the peak (cosine is often run with 0.1).",
+    )
 
 
 class TrainConfig(Section):
     """How long, in which precision, from which weights."""
 
-    duration: DurationField | None = Field(None, description="Length of training; derived: 20 tokens per parameter (Chinchilla).")
-    precision: Precision | None = Field(None, description="Compute type; masters stay float32. Derived: bfloat16 on TPU and GPU, float32 on CPU.")
-    accumulation: int = Field(1, ge=1, description="Micro-batches per step, whose gradients are summed before the update.")
+    duration: DurationField | None = Field(
+        None,
+        description="Length of training; derived: 20 tokens per parameter, at most 4 epochs of the data.",
+    )
+    precision: Precision | None = Field(
+        None,
+        description="Compute type; masters stay float32. Derived: bfloat16 on TPU and GPU, float32 on CPU.",
+    )
+    accumulation: int = Field(
+        1, ge=1, description="Micro-batches per step, whose gradients are summed before the update."
+    )
     z_loss: float = Field(0.0, ge=0, description="Weight of log²Z in the loss (PaLM: 1e-4).")
-    loss_chunk: int | None = Field(None, ge=1, description="Tokens whose logits exist at once; derived: 4096 on TPU and GPU, 512 on CPU.")
+    loss_chunk: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens whose logits exist at once; derived: 4096 on TPU and GPU, 512 on CPU.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the initial weights.")
-    init_from: str | None = Field(None, description="Run folder (or RUN@STEP) whose weights this run starts with.")
-    deterministic: bool = Field(False, description="On GPU: bitwise repeatable operations, at a cost in speed (TPU and CPU always are).")
+    init_from: str | None = Field(
+        None, description="Run folder (or RUN@STEP) whose weights this run starts with."
+    )
+    deterministic: bool = Field(
+        False,
+        description="On GPU: bitwise repeatable operations, at a cost in speed (TPU and CPU always are).",
+    )
 
 
 class CheckpointConfig(Section):
     """When checkpoints are written and which are kept."""
 
-    every: DurationField | None = Field(None, description="Between checkpoints; derived: 1/10 of training, at most 1000 steps. One is always written at the end.")
+    every: DurationField | None = Field(
+        None,
+        description="Between checkpoints; derived: 1/10 of training, at most 1000 steps. One is always written at the end.",
+    )
     keep_last: int = Field(3, ge=1, description="Newest checkpoints to keep.")
-    keep_every: DurationField | None = Field(None, description="Also keep each checkpoint at a multiple of this.")
+    keep_every: DurationField | None = Field(
+        None, description="Also keep each checkpoint at a multiple of this."
+    )
 
 
 class EvalSetConfig(Section):
@@ -266,15 +305,22 @@ class EvalSetConfig(Section):
     store: str = Field(description="Folder of a token store.")
     split: str = Field("validation", description="Which split.")
     length: int | None = Field(None, ge=2, description="Window; derived: the training length.")
-    max_tokens: int | None = Field(None, ge=1, description="Read only the first so many tokens; unset: all.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Read only the first so many tokens; unset: all."
+    )
 
 
 class EvalConfig(Section):
     """What is measured during training."""
 
     sets: dict[str, EvalSetConfig] = Field({}, description="Evaluation sets by name.")
-    every: DurationField | None = Field(None, description="Between evaluations; derived: 1/10 of training. One is always made at the end.")
-    batch_size: int | None = Field(None, ge=1, description="Examples per evaluation step; derived: the training batch.")
+    every: DurationField | None = Field(
+        None,
+        description="Between evaluations; derived: 1/10 of training. One is always made at the end.",
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="Examples per evaluation step; derived: the training batch."
+    )
     prompts: list[str] = Field([], description="Prompts continued at each evaluation, for the eye.")
     sample_tokens: int = Field(200, ge=1, description="Tokens of each continuation.")
     sample_temperature: float = Field(0.8, ge=0, description="Temperature of the continuations.")
@@ -283,16 +329,27 @@ class EvalConfig(Section):
 class LoggingConfig(Section):
     """Where numbers go."""
 
-    every: DurationField | None = Field(None, description="Between logged steps; derived: 1/500 of training, at most 10 steps.")
+    every: DurationField | None = Field(
+        None, description="Between logged steps; derived: 1/500 of training, at most 10 steps."
+    )
     tensorboard: bool = Field(True, description="Write TensorBoard event files.")
-    wandb_project: str | None = Field(None, description="Weights & Biases project; unset: not used.")
-    compile_cache: str | None = Field("~/.cache/maxlm/jax", description="Folder of compiled programs, kept between runs; null: none.")
+    wandb_project: str | None = Field(
+        None, description="Weights & Biases project; unset: not used."
+    )
+    compile_cache: str | None = Field(
+        "~/.cache/maxlm/jax",
+        description="Folder of compiled programs, kept between runs; null: none.",
+    )
 
 
 class RunConfig(Section):
     """A whole training run."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and of its folder.")
+    name: str = Field(
+        "run",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the run and of its folder.",
+    )
     output: str = Field("runs", description="Folder of runs, local or gs://.")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

@@ -1,0 +1,114 @@
+"""The choices that config options offer, one enum each.
+
+What each value means is said in the option's description in `maxlm.config.schema`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class NormKind(StrEnum):
+    """How a norm is computed."""
+
+    RMS = "rms"
+    LAYER = "layer"
+
+
+class NormPlacement(StrEnum):
+    """Where a block has its norms."""
+
+    PRE = "pre"
+    POST = "post"
+    BOTH = "both"
+
+
+class PositionKind(StrEnum):
+    """How a token knows where it stands."""
+
+    ROPE = "rope"
+    LEARNED = "learned"
+    NONE = "none"
+
+
+class MLPKind(StrEnum):
+    """The shape of the feed-forward sublayer."""
+
+    GATED = "gated"
+    PLAIN = "plain"
+
+
+class Activation(StrEnum):
+    """The non-linearity of the MLP."""
+
+    SILU = "silu"
+    GELU = "gelu"
+    GELU_TANH = "gelu_tanh"
+    RELU = "relu"
+    RELU2 = "relu2"
+
+
+class BiasKind(StrEnum):
+    """Which projections of attention have a bias."""
+
+    NONE = "none"
+    QKV = "qkv"
+    ALL = "all"
+
+
+class AttentionSpan(StrEnum):
+    """How far back a layer looks."""
+
+    GLOBAL = "global"
+    LOCAL = "local"
+
+
+class ProjectionInit(StrEnum):
+    """How projections into the residual stream start."""
+
+    SCALED = "scaled"
+    ZERO = "zero"
+
+
+class MatrixInit(StrEnum):
+    """Where the standard deviation of matrices comes from."""
+
+    FIXED = "fixed"
+    FAN_IN = "fan_in"
+
+
+class Packing(StrEnum):
+    """How documents fill an example."""
+
+    CUT = "cut"
+    WHOLE = "whole"
+
+
+class Rematerialization(StrEnum):
+    """What the backward pass computes again instead of keeping it."""
+
+    NONE = "none"
+    DOTS = "dots"
+    FULL = "full"
+
+
+class OptimizerKind(StrEnum):
+    """Who updates the blocks' matrices."""
+
+    ADAMW = "adamw"
+    MUON = "muon"
+
+
+class ScheduleKind(StrEnum):
+    """The learning rate's shape over training."""
+
+    WSD = "wsd"
+    COSINE = "cosine"
+
+
+class Precision(StrEnum):
+    """The number type of the computation."""
+
+    FLOAT64 = "float64"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
