@@ -136,6 +136,7 @@ class Checkpoints:
         pending = dispatch_checksums(arrays)
         name = self._name_for(step, pending)
         if name is None:
+            self._writing = None
             self._message(f"step {step} is saved already with the same content; left as it is")
             return
         path = storage.join(self.folder, name)
