@@ -1,0 +1,74 @@
+"""What a model config leaves open, filled in from its own sizes, the tokenizer and the data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from maxlm.config.choices import MLPKind, PositionKind
+from maxlm.config.schema import DataConfig, ModelConfig
+from maxlm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Derived:
+    """One value that a rule set."""
+
+    key: str
+    value: Any
+    rule: str
+
+
+def longest_length(data: DataConfig) -> int:
+    """The longest example of the run, in tokens."""
+    return max([data.length, *(phase.length or 0 for phase in data.phases)])
+
+
+def resolve_model(model: ModelConfig, *, vocab_size: int, length: int) -> ModelConfig:
+    """Fill in what the model config leaves open.
+
+    Args:
+        model: as the user wrote it.
+        vocab_size: of the tokenizer; used where the config names none.
+        length: longest example of the run, see `longest_length`.
+
+    Raises:
+        ConfigError: the config's vocabulary is smaller than the tokenizer's, or its learned
+            positions are fewer than `length`.
+    """
+    if model.vocab_size is not None and model.vocab_size < vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: {model.vocab_size} is smaller than the tokenizer's {vocab_size} "
+            "tokens: remove it to use the tokenizer's size, or use another tokenizer"
+        )
+    learned = model.positions is PositionKind.LEARNED
+    if learned and model.max_length is not None and model.max_length < length:
+        raise ConfigError(
+            f"model.max_length: {model.max_length} learned positions are fewer than the "
+            f"{length} tokens of an example (data.length, data.phases)"
+        )
+    return model.model_copy(
+        update={d.key: d.value for d in model_values(model, vocab_size, length)}
+    )
+
+
+def model_values(model: ModelConfig, vocab_size: int, length: int) -> list[Derived]:
+    """What `resolve_model` fills in, with its rules; keys are fields of the model section."""
+    found = []
+    if model.vocab_size is None:
+        found.append(Derived("vocab_size", vocab_size, "the tokenizer's"))
+    if model.num_kv_heads is None:
+        found.append(Derived("num_kv_heads", model.num_heads, "num_heads: no grouping"))
+    if model.head_dim is None:
+        rule = f"embed_dim {model.embed_dim} / num_heads {model.num_heads}"
+        found.append(Derived("head_dim", model.embed_dim // model.num_heads, rule))
+    if model.mlp_dim is None and model.mlp is MLPKind.GATED:
+        value = math.ceil(8 * model.embed_dim / 3 / 64) * 64
+        rule = "8/3 × embed_dim up to a multiple of 64: the parameters of a plain MLP of 4 × "
+        found.append(Derived("mlp_dim", value, rule + "embed_dim (arXiv:2002.05202)"))
+    elif model.mlp_dim is None:
+        found.append(Derived("mlp_dim", 4 * model.embed_dim, "4 × embed_dim (arXiv:1706.03762)"))
+    if model.max_length is None:
+        found.append(Derived("max_length", length, "the longest example of the run"))
+    return found
