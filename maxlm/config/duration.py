@@ -111,4 +111,5 @@ def to_steps(
                 )
             steps = duration.amount * tokens_per_epoch / tokens_per_step
     # An amount such as 3 × 0.1 must not round up to a step more than was meant.
-    return math.ceil(steps - 1e-9 * max(1.0, steps))
+    nearest = round(steps)
+    return nearest if math.isclose(steps, nearest, rel_tol=1e-9) else math.ceil(steps)

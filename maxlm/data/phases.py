@@ -10,12 +10,12 @@ included.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from math import ceil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from maxlm.config.schema import DataConfig, Duration, DurationUnit
+from maxlm.config.duration import Duration, DurationUnit, to_steps
+from maxlm.config.schema import DataConfig
 from maxlm.errors import ConfigError, DataError, did_you_mean
 
 RowsPerEpoch = Callable[[Mapping[str, float], int], int]
@@ -33,6 +33,7 @@ class Phase:
     start_step: int
     start_cursor: int
     start_tokens: int
+    rows_per_epoch: int | None = None  # of all sources with a weight; None when not known
 
     @property
     def num_examples(self) -> int:
@@ -121,20 +122,13 @@ class Timeline:
     def steps(self, duration: Duration) -> int:
         """Steps after which at least `duration` of the run has passed (may exceed `total_steps`).
 
-        Raises ConfigError for epochs, which are no fixed number of steps once sources are mixed.
+        Raises ConfigError for epochs when the timeline was laid out without the data.
         """
-        if duration.unit == DurationUnit.STEPS:
-            return ceil(duration.amount)
-        if duration.unit == DurationUnit.EPOCHS:
-            raise ConfigError(f"'{duration}' cannot be counted here: use steps, tokens or examples")
         for phase in self.phases:
-            in_tokens = duration.unit == DurationUnit.TOKENS
-            before = phase.start_tokens if in_tokens else phase.start_cursor
-            per_step = phase.tokens_per_step if in_tokens else phase.batch_size
-            steps = max(0, ceil((duration.amount - before) / per_step))
+            steps = _whole_steps(_left(duration, self.phases[: phase.index]), phase)
             if steps <= phase.num_steps:
                 break
-        return phase.start_step + steps
+        return phase.start_step + max(0, steps)
 
 
 def build_timeline(
@@ -165,7 +159,6 @@ def build_timeline(
         weights = _merge_weights(own, given.weights if given else {}, where)
         length = (given and given.length) or data.length
         size = (given and given.batch_size) or batch_size
-        start = _end(phases[-1]) if phases else (0, 0, 0)
         duration = given.duration if given else None
         if duration is None and index < count - 1:
             raise ConfigError(
@@ -173,18 +166,19 @@ def build_timeline(
             )
         if duration is None and total is None:
             raise ConfigError(f"{where}.duration: nothing says how long this phase is; set it")
-        if duration is None:
-            assert total is not None
-            steps = _remaining_steps(total, start, size, length, weights, rows_per_epoch, count)
-        else:
-            steps = _whole_steps(duration, size, length, weights, rows_per_epoch)
+        start = _end(phases[-1]) if phases else (0, 0, 0)
+        rows = rows_per_epoch(weights, length) if rows_per_epoch else None
+        phase = Phase(index, weights, length, size, 0, *start, rows_per_epoch=rows)
+        steps = _whole_steps(duration or _left(total, phases), phase)
         if steps < 1:
-            raise ConfigError(
-                f"{where} has no steps: "
-                + (f"its duration is {duration}" if duration else f"the run's {total} are already "
-                   f"taken by the phases before it ({start[0]} steps, {start[2]:,} tokens)")
-            )  # fmt: skip
-        phases.append(Phase(index, weights, length, size, steps, *start))
+            why = (
+                f"its duration is {duration}"
+                if duration
+                else f"train.duration is {total}, which the phases before it take already "
+                f"({start[0]} steps, {start[2]:,} tokens)"
+            )
+            raise ConfigError(f"{where} has no steps: {why}")
+        phases.append(replace(phase, num_steps=steps))
     timeline = Timeline(phases)
     if total is not None and count and data.phases[-1].duration is not None:
         _check_total(timeline, total)
@@ -213,55 +207,37 @@ def _merge_weights(
     return {**own, **given}
 
 
-def _whole_steps(
-    duration: Duration,
-    batch_size: int,
-    length: int,
-    weights: Mapping[str, float],
-    rows_per_epoch: RowsPerEpoch | None,
-) -> int:
-    """Steps that cover a duration."""
-    amount = duration.amount
-    match duration.unit:
-        case DurationUnit.STEPS:
-            return ceil(amount)
-        case DurationUnit.EXAMPLES:
-            return ceil(amount / batch_size)
-        case DurationUnit.TOKENS:
-            return ceil(amount / (batch_size * length))
-        case DurationUnit.EPOCHS:
-            if rows_per_epoch is None:
-                raise ConfigError(
-                    f"'{duration}' needs the token stores to be read first; use tokens or steps"
-                )
-            return ceil(amount * rows_per_epoch(weights, length) / batch_size)
+def _whole_steps(duration: Duration, phase: Phase) -> int:
+    """Steps of a phase that cover a duration."""
+    epoch = phase.rows_per_epoch
+    return to_steps(
+        duration,
+        tokens_per_step=phase.tokens_per_step,
+        examples_per_step=phase.batch_size,
+        tokens_per_epoch=epoch and epoch * phase.length,
+    )
 
 
-def _remaining_steps(
-    total: Duration,
-    start: tuple[int, int, int],
-    batch_size: int,
-    length: int,
-    weights: Mapping[str, float],
-    rows_per_epoch: RowsPerEpoch | None,
-    num_phases: int,
-) -> int:
-    """Steps of the last phase: the run's duration less what the phases before it took."""
-    step, cursor, tokens = start
-    if total.unit == DurationUnit.EPOCHS and num_phases > 1:
-        raise ConfigError(
-            f"train.duration '{total}' with {num_phases} phases is ambiguous, as each phase has "
-            "its own epoch: give the run's duration in tokens, or the last phase one in epochs"
-        )
-    taken = {DurationUnit.STEPS: step, DurationUnit.EXAMPLES: cursor, DurationUnit.TOKENS: tokens}
-    left = total.model_copy(update={"amount": total.amount - taken.get(total.unit, 0)})
-    return _whole_steps(left, batch_size, length, weights, rows_per_epoch)
+def _left(duration: Duration, before: Sequence[Phase]) -> Duration:
+    """What the phases before leave of a duration from the start of the run; may be negative."""
+    taken = 0.0
+    for phase in before:
+        match duration.unit:
+            case DurationUnit.STEPS:
+                taken += phase.num_steps
+            case DurationUnit.EXAMPLES:
+                taken += phase.num_examples
+            case DurationUnit.TOKENS:
+                taken += phase.num_steps * phase.tokens_per_step
+            case DurationUnit.EPOCHS:
+                taken += phase.num_examples / (phase.rows_per_epoch or 1)
+    return Duration(amount=duration.amount - taken, unit=duration.unit)
 
 
 def _check_total(timeline: Timeline, total: Duration) -> None:
     """Refuse a run duration that the phases, all of given duration, do not make up."""
     have = timeline.total_steps
-    want = have if total.unit == DurationUnit.EPOCHS else timeline.steps(total)
+    want = timeline.steps(total)
     if want != have:
         parts = " + ".join(str(phase.num_steps) for phase in timeline.phases)
         raise ConfigError(

@@ -59,6 +59,17 @@ def test_durations_round_up_to_whole_steps_of_their_phase() -> None:
     assert line.total_tokens == 1024 + 5 * 256 + 13 * 512 + 89 * 1024
 
 
+def test_epochs_are_counted_phase_by_phase() -> None:
+    line = timeline(
+        [{"duration": "5 steps", "length": 10}, {"length": 20}],
+        total="2.5 epochs",
+        rows=lambda weights, length: 800 // length,  # 40 / 80 of an epoch, then 2 of 40 rows
+    )
+    assert [phase.num_steps for phase in line.phases] == [5, 10]
+    assert line.steps(parse_duration("1 epoch")) == 8
+    assert line.steps(parse_duration("0.1 epochs")) == 1
+
+
 def test_weights_that_a_phase_does_not_name_stay_as_they_are() -> None:
     line = timeline([{"duration": "1 step", "weights": {"books": 0}}, {}], total="2 steps")
     assert [dict(phase.weights) for phase in line.phases] == [
@@ -72,12 +83,11 @@ def test_weights_that_a_phase_does_not_name_stay_as_they_are() -> None:
     [
         ([{"weights": {"boks": 1}}], "5 steps", r"phases\[0\].weights.*did you mean 'books'"),
         ([{}, {"duration": "5 steps"}], "9 steps", r"phases\[0\].duration is open"),
-        ([{"duration": "9 steps"}, {}], "9 steps", r"phases\[1\] has no steps.*already taken"),
+        ([{"duration": "9 steps"}, {}], "9 steps", r"phases\[1\] has no steps.*take already"),
         ([{"duration": "5 steps"}], "9 steps", r"make up 5 = 5 steps: leave the last"),
         ([{}], None, "nothing says how long"),
         ([], None, "nothing says how long"),
-        ([{"duration": "2 steps"}, {}], "3 epochs", "ambiguous"),
-        ([], "3 epochs", "token stores"),
+        ([], "3 epochs", "before the data is known"),
     ],
 )
 def test_phases_that_make_no_timeline_are_refused(phases, total, message: str) -> None:
