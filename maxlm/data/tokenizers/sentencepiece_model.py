@@ -1,0 +1,158 @@
+"""SentencePiece models: those trained here (exact for any text) and those of others, as they are.
+
+In goes the content of a `.model` file. A model that changes no text (identity normalisation, no
+space put before it, a piece for every byte) is made exact: SentencePiece writes a space as U+2581
+and so cannot tell that character from a space; here U+2581 in a text is encoded by its three bytes,
+and decoding joins the bytes of the pieces. Other models encode and decode as the library does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from maxlm.data.tokenizers.protocol import require_unicode
+from maxlm.data.tokenizers.saved import Saved
+from maxlm.data.tokenizers.vocabulary import Vocabulary
+from maxlm.errors import TokenizerError
+
+FILE = "tokenizer.model"
+SPACE = "\u2581"
+
+# Types of pieces in a model file (sentencepiece_model.proto).
+_UNKNOWN, _CONTROL, _UNUSED, _BYTE = 2, 3, 5, 6
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model.
+
+    Args:
+        model: content of a `.model` file.
+        name: where it came from, for messages.
+
+    Raises TokenizerError when it is no SentencePiece model.
+    """
+
+    kind = "sentencepiece"
+
+    def __init__(self, model: bytes, name: str = "the model"):
+        self._model = model
+        self._processor, parsed = _parse(model, name)
+        ids = self._processor
+        self.vocab_size = len(parsed.pieces)
+        self.bos_id = _optional(ids.bos_id())
+        self.eos_id = _optional(ids.eos_id())
+        self.pad_id = _optional(ids.pad_id())
+        self.unk_id: int | None = _optional(ids.unk_id())
+        self._vocabulary = Vocabulary([_piece_bytes(piece) for piece in parsed.pieces])
+        self.exact = _changes_no_text(parsed)
+        if self.exact:
+            # With a piece for every byte, nothing is unknown.
+            self.unk_id = None
+            self._space_ids = [ids.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        self.hash = self._saved().hash
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`."""
+        if self.exact and SPACE in text:
+            return self._encode_with_escapes(text)
+        try:
+            return self._processor.encode(text)
+        except (RuntimeError, TypeError):
+            require_unicode([text])
+            raise
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[np.ndarray]:
+        """Ids of each text, as int32 arrays."""
+        texts = list(texts)
+        try:
+            batch = self._processor.encode_as_numpy(texts, num_threads=num_threads)
+        except (RuntimeError, TypeError):
+            require_unicode(texts)
+            raise
+        if self.exact:
+            for number, text in enumerate(texts):
+                if SPACE in text:
+                    batch[number] = np.array(self._encode_with_escapes(text), np.int32)
+        return batch
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`."""
+        if self.exact:
+            return self._vocabulary.join(ids).decode("utf-8", "replace")
+        return self._processor.decode(self._vocabulary.check(ids))
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Bytes of `ids`, id by id; the space that a model puts before a text stays."""
+        return self._vocabulary.join(ids)
+
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of each id: int32 [vocab_size]; 0 for specials and unknown."""
+        return self._vocabulary.lengths
+
+    def token_text(self, token_id: int) -> str:
+        """The piece as SentencePiece writes it (U+2581 is a space)."""
+        (number,) = self._vocabulary.check([token_id])
+        return self._processor.id_to_piece(number)
+
+    def save(self, folder: str) -> None:
+        """Write `tokenizer.model` and the description."""
+        self._saved().write(folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (SentencePieceTokenizer, (self._model,))
+
+    def _encode_with_escapes(self, text: str) -> list[int]:
+        first, *others = text.split(SPACE)
+        ids = self.encode(first)
+        for part in others:
+            ids += self._space_ids
+            ids += self.encode(part)
+        return ids
+
+    def _saved(self) -> Saved:
+        return Saved.of(self, {FILE: self._model})
+
+
+def _parse(model: bytes, name: str) -> tuple[Any, Any]:
+    import sentencepiece
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    try:
+        parsed = sentencepiece_model_pb2.ModelProto()
+        parsed.ParseFromString(model)
+        if not parsed.pieces:
+            raise TokenizerError(f"{name}: no pieces in it ({len(model)} bytes)")
+        return sentencepiece.SentencePieceProcessor(model_proto=model), parsed
+    except (DecodeError, RuntimeError, TokenizerError) as error:
+        raise TokenizerError(
+            f"{name}: not a SentencePiece model, or a damaged one: {error}"
+        ) from error
+
+
+def _piece_bytes(piece: Any) -> bytes:
+    if piece.type == _BYTE:
+        return bytes([int(piece.piece[3:5], 16)])
+    if piece.type in (_UNKNOWN, _CONTROL, _UNUSED):
+        return b""
+    return piece.piece.replace(SPACE, " ").encode("utf-8")
+
+
+def _changes_no_text(parsed: Any) -> bool:
+    rules = parsed.normalizer_spec
+    bytes_there = {piece.piece for piece in parsed.pieces if piece.type == _BYTE}
+    return (
+        len(bytes_there) == 256
+        and not rules.precompiled_charsmap
+        and not rules.add_dummy_prefix
+        and not rules.remove_extra_whitespaces
+        and rules.escape_whitespaces
+        and not parsed.denormalizer_spec.precompiled_charsmap
+    )
+
+
+def _optional(token_id: int) -> int | None:
+    return None if token_id < 0 else token_id
