@@ -10,6 +10,7 @@ from flax import nnx
 
 from maxlm.config.schema import AttentionSpan, BiasKind, ModelConfig
 from maxlm.kernels.attention import attention
+from maxlm.kernels.linear import linear
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer, Kind, declare, zeros
 from maxlm.model.rope import apply_rope
@@ -60,9 +61,7 @@ class Projection(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Contract the last `inputs` dims of `x` with the first of the kernel, in x's dtype."""
-        n = self.contracted
-        dims = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
-        y = jax.lax.dot_general(x, self.kernel[...].astype(x.dtype), (dims, ((), ())))
+        y = linear(x, self.kernel[...].astype(x.dtype), self.contracted)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         return y

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maxlm.batch import Batch
 from maxlm.config.schema import (
     AttentionSpan,
     ModelConfig,
     PositionKind,
     Rematerialization,
 )
-from maxlm.batch import Batch
 from maxlm.kernels.cross_entropy import LossSums, cross_entropy
 from maxlm.model.attention import Cache, Context
 from maxlm.model.block import Block

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maxlm.config.schema import Activation, MLPKind, ModelConfig
+from maxlm.config.schema import MLPKind, ModelConfig
+from maxlm.kernels.activations import ACTIVATIONS
 from maxlm.model.attention import Projection
 from maxlm.model.parameter import Initializer
 from maxlm.parallel.axes import constrain
-
-ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
-    Activation.SILU: jax.nn.silu,
-    Activation.GELU: lambda x: jax.nn.gelu(x, approximate=False),
-    Activation.GELU_TANH: lambda x: jax.nn.gelu(x, approximate=True),
-    Activation.RELU: jax.nn.relu,
-    Activation.RELU2: lambda x: jnp.square(jax.nn.relu(x)),  # So et al., arXiv:2109.08668
-}
 
 
 class MLP(nnx.Module):
