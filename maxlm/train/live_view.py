@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import IO
 
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -59,7 +59,7 @@ class LiveView:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw the current state in `options.max_width` columns."""
         progress, width = self._progress, options.max_width
-        lines = [self._bar(width)]
+        lines: list[RenderableType] = [self._bar(width)]
         if not progress.newest:
             lines.append(Text(f"compiling the first step · {q.clock(progress.elapsed_seconds)}"))
         else:

@@ -11,6 +11,7 @@ import os
 import time
 import unicodedata
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from maxlm.train import quantities as q
@@ -92,6 +93,10 @@ class Progress:
             ("devices", _devices_line(record)),
             ("training", _training_line(record)),
             ("saved in", self.folder),
+            *(
+                ("derived", f"{d['key']} = {d['value']} ({d['rule']})")
+                for d in record.get("derived") or []
+            ),
         ]
         resumed = record.get("resumed_from")
         state = "a new run" if resumed is None else f"resumed from step {resumed:,}"
@@ -106,25 +111,25 @@ class Progress:
     def learning(self) -> list[str]:
         """How well it learns: loss, bits per byte, learning rate, gradient norm, skipped steps."""
         n = self.newest
-        parts = [
+        texts = _filled(
+            n,
             ("loss", "loss {}", q.number),
             ("bits_per_byte", "{} bits/byte", q.number),
-            ("learning_rate", "lr {}", lambda v: q.number(v, 3)),
-            ("grad_norm", "grad {}", lambda v: q.number(v, 3)),
-        ]
-        texts = [form.format(show(n[key])) for key, form, show in parts if n.get(key) is not None]
+            ("learning_rate", "lr {}", lambda value: q.number(value, 3)),
+            ("grad_norm", "grad {}", lambda value: q.number(value, 3)),
+        )
         return texts + ([f"{n['skipped_steps']} skipped"] if n.get("skipped_steps") else [])
 
     def speed(self) -> list[str]:
         """How fast it goes and what it uses: tokens/s, step time, MFU, memory, data wait."""
         n = self.newest
-        parts = [
+        texts = _filled(
+            n,
             ("tokens_per_second", "{} tokens/s", q.count),
             ("mfu", "MFU {}", q.percent),
             ("step_seconds", "{}/step", q.duration),
             ("device_memory_bytes", "device {}", q.size),
-        ]
-        texts = [form.format(show(n[key])) for key, form, show in parts if n.get(key) is not None]
+        )
         spent = [n.get(f"{part}_seconds") or 0.0 for part in ("compute", "data_wait", "save_wait")]
         if sum(spent) > 0 and spent[1] / sum(spent) >= 0.01:
             texts.append(f"waits for data {q.percent(spent[1] / sum(spent))}")
@@ -152,9 +157,9 @@ class Progress:
             )
         facts = self.learning()[:2] + self.validation()
         lines = [f"{head}: {', '.join(facts)}" if facts else head]
-        if end["reason"] == "interrupted":
+        if end["reason"] in ("interrupted", "terminated"):
             lines.append("the same command again continues it")
-        return [*lines, f"its page: maxlm report {self.folder}"]
+        return lines
 
     def result(self, end: dict[str, Any]) -> dict[str, Any]:
         """The run's outcome as one flat record."""
@@ -186,6 +191,11 @@ def printable(text: str) -> str:
     )
 
 
+def _filled(record: dict[str, Any], *parts: tuple[str, str, Callable[[float], str]]) -> list[str]:
+    """Texts of those `(field, form, how to show)` whose field is known."""
+    return [form.format(show(record[k])) for k, form, show in parts if record.get(k) is not None]
+
+
 def _model_line(model: dict[str, Any], record: dict[str, Any]) -> str:
     parts = []
     if model.get("num_layers"):
@@ -206,7 +216,9 @@ def _data_line(data: dict[str, Any]) -> str:
     parts = []
     for name, source in sources.items() if isinstance(sources, dict) else []:
         tokens = source.get("tokens") if isinstance(source, dict) else None
-        parts.append(f"{name} {q.count(tokens)} tokens" if tokens is not None else str(name))
+        text = f"{name} {q.count(tokens)} tokens" if tokens is not None else str(name)
+        epochs = source.get("epochs") if isinstance(source, dict) else None
+        parts.append(f"{text} × {q.number(epochs, 3)} epochs" if epochs is not None else text)
     tokenizer = data.get("tokenizer")
     if isinstance(tokenizer, dict) and tokenizer.get("kind"):
         parts.append(f"{tokenizer['kind']} tokenizer")
@@ -232,6 +244,9 @@ def _training_line(record: dict[str, Any]) -> str:
     steps, tokens = record.get("total_steps"), record.get("tokens_per_step")
     if not steps or not tokens:
         return ""
-    text = f"{steps:,} steps × {tokens:,} tokens = {q.count(steps * tokens)} tokens"
+    total = record.get("total_tokens") or steps * tokens
+    text = f"{steps:,} steps × {tokens:,} tokens = {q.count(total)} tokens"
+    if total != steps * tokens:  # phases of several batch sizes or lengths
+        text = f"{steps:,} steps, {q.count(total)} tokens"
     per_token = record.get("flops_per_token")
-    return text + (f", {steps * tokens * per_token:.3g} FLOPs" if per_token else "")
+    return text + (f", {total * per_token:.3g} FLOPs" if per_token else "")

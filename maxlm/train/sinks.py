@@ -138,10 +138,9 @@ class TensorBoardSink:
         """Write the record's numbers (or text) as one event."""
         kind, where = record["kind"], {"step": record["step"], "wall_time": record["time"]}
         if kind == "start":
-            if record.get("resumed_from") is not None:
-                purge = {**where, "step": record["resumed_from"] + 1}
-                session = self._session(status=self._session.START)
-                self._append(self._event(session_log=session, **purge))
+            purge = {**where, "step": begins_after(record) + 1}
+            session = self._session(status=self._session.START)
+            self._append(self._event(session_log=session, **purge))
             self._append_text("config", json.dumps(plain(record.get("config")), indent=2), where)
         elif kind == "sample":
             text = f"{record['prompt']}⟩{record['text']}"
@@ -244,25 +243,25 @@ class WandbSink:
 def read_metrics(run: str) -> list[dict[str, Any]]:
     """All records of `RUN/metrics.jsonl` that count, in order.
 
-    At a `start` that resumed from step S the earlier train, eval, sample and checkpoint records
-    after S are dropped: a kill lost that work and it was done again. A torn last line (a write in
-    progress, or a kill) is no record.
+    At a `start` that resumed from step S (0 when there was no checkpoint to resume from) the
+    earlier train, eval, sample and checkpoint records after S are dropped: a kill lost that work
+    and it was done again. A torn last line (a write in progress, or a kill) is no record.
 
     Raises:
         StorageError: the file is missing. DataError: a line in the middle is no record.
     """
     kept: list[dict[str, Any]] = []
     for record in iterate_records(run):
-        resumed_from = record.get("resumed_from") if record["kind"] == "start" else None
-        if resumed_from is not None:
-            kept = [r for r in kept if not (is_repeated(r) and r["step"] > resumed_from)]
+        if record["kind"] == "start":
+            step = begins_after(record)
+            kept = [r for r in kept if r["kind"] not in REPEATED_KINDS or r["step"] <= step]
         kept.append(record)
     return kept
 
 
-def is_repeated(record: dict[str, Any]) -> bool:
-    """Whether a resume from before this record makes it again."""
-    return record["kind"] in REPEATED_KINDS
+def begins_after(start: dict[str, Any]) -> int:
+    """The step that a `start` record goes on from; 0 for one that begins."""
+    return int(start.get("resumed_from") or 0)
 
 
 def iterate_records(run: str) -> Iterator[dict[str, Any]]:

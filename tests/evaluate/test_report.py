@@ -266,6 +266,21 @@ def test_a_resume_counts_lost_work_once_and_is_marked(tmp_path):
     assert any("lost 10 steps" in text for text in findings(history))
 
 
+def test_a_kill_before_the_first_checkpoint_begins_again(tmp_path):
+    first = [train(s) for s in range(1, 8)]
+    again = [train(s, time=2000.0 + s) for s in range(1, 4)]
+    run = make_run(tmp_path / "r", start(), *first, start(time=2000.0), *again)
+    (data,) = page_of(run).data["runs"]
+    assert data["x"]["step"] == [1, 2, 3] and data["x"]["seconds"] == [1, 2, 3]
+    assert data["resumes"] == []
+
+
+def test_the_rule_of_a_derived_value_stands_beside_it(tmp_path):
+    derived = [{"key": "optimizer.learning_rate", "value": "0.001", "rule": "by parameters"}]
+    run = make_run(tmp_path / "r", start(derived=derived), train(1))
+    assert "0.001 derived: by parameters" in page_of(run).text
+
+
 @pytest.mark.parametrize(
     ("last", "now", "status"),
     [

@@ -120,9 +120,16 @@ def test_the_last_line_is_json_when_the_loss_is_not_finite():
     )
 
 
-def test_an_interrupted_run_says_how_to_go_on():
-    text = shown(START, train(40), {**END, "step": 40, "reason": "interrupted"})
-    assert "interrupted at step 40 of 100" in text and "the same command again" in text
+@pytest.mark.parametrize("reason", ["interrupted", "terminated"])
+def test_an_interrupted_run_says_how_to_go_on(reason):
+    text = shown(START, train(40), {**END, "step": 40, "reason": reason})
+    assert f"{reason} at step 40 of 100" in text and "the same command again" in text
+
+
+def test_derived_values_are_told_with_their_rules():
+    derived = [{"key": "train.duration", "value": "100 steps", "rule": "20 tokens per parameter"}]
+    text = shown({**START, "derived": derived})
+    assert "derived   train.duration = 100 steps (20 tokens per parameter)" in text
 
 
 def test_a_sample_cannot_steer_the_terminal():

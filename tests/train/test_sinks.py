@@ -84,9 +84,10 @@ def test_a_resume_drops_the_lost_steps(tmp_path):
     assert kinds.count("start") == 2
 
 
-def test_a_fresh_start_drops_nothing(tmp_path):
-    write(tmp_path, start(), train(1), start(), train(1))
-    assert steps(tmp_path) == [1, 1]
+def test_a_start_from_nothing_drops_everything_before_it(tmp_path):
+    write(tmp_path, start(), train(1), train(2))  # killed before its first checkpoint
+    write(tmp_path, start(), train(1))
+    assert steps(tmp_path) == [1]
 
 
 def test_a_torn_last_line_is_ignored_and_then_overwritten(tmp_path):
@@ -237,7 +238,7 @@ def test_tensorboard_drops_the_lost_steps_after_a_resume(tmp_path):
             sink.write(record)
         sink.close()
     marks = [e.step for e in read_events(tmp_path / "tensorboard") if e.HasField("session_log")]
-    assert marks == [5]
+    assert marks == [1, 5]
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator",
         reason="tensorboard is not installed: its own reader cannot be asked",

@@ -255,6 +255,7 @@ class Chart {
       }
     }
     if (low > high) return logY ? [0.1, 1] : [0, 1];
+    if (high - low < 1e-6 * Math.abs(high)) low = high; // constant, but for rounding
     if (logY) return low === high ? [low / 2, high * 2] : [low / Math.pow(high / low, 0.04), high * Math.pow(high / low, 0.04)];
     const pad = (high - low) * 0.05 || Math.abs(high) * 0.1 || 1;
     if (this.spec.fromZero && low >= 0) return [0, high + pad];
@@ -307,7 +308,7 @@ class Chart {
       return;
     }
     if (line.low) {
-      svg("path", { class: "band", d: band(line.xs, line.low, line.high, x, y, logX, logY), style: `fill:${paint}` }, area);
+      svg("path", { class: "band", d: band(line.xs, line.low, line.high, x, y, logX, logY), style: `fill:${paint};stroke:${paint}` }, area);
     }
     if (line.smooth) {
       svg("path", { class: "raw", d: path(line.xs, line.raw, x, y, logX, logY), style: `stroke:${paint}` }, area);

@@ -31,7 +31,7 @@ KNOWN = (
 )
 # Shown otherwise, or said by another curve.
 NOT_CURVES = frozenset(
-    {"step", "tokens", "seconds", "skipped_steps", "elapsed_seconds", "tflops_per_device"}
+    {"step", "tokens", "seconds", "time", "skipped_steps", "elapsed_seconds", "tflops_per_device"}
     | {"tokens_per_second_per_device"}
     | {f"{part}_seconds" for part in SPLIT}
 )

@@ -12,6 +12,7 @@ import numpy as np
 
 from maxlm.evaluate.report.history import History, Session
 from maxlm.train import quantities as q
+from maxlm.train.sinks import begins_after
 
 TAIL_FRACTION = 0.02  # "final" training loss: the mean over the last 2% of the records
 SPLIT = ("compute", "data_wait", "save_wait", "eval", "start_up")
@@ -73,7 +74,7 @@ def time_split(history: History) -> dict[str, float]:
             continue
         stepping = sum(first.get(f"{part}_seconds") or 0.0 for part in SPLIT[:-1])
         split["start_up"] += max(0.0, first["time"] - session.start["time"] - stepping)
-        steps = first["step"] - (session.start.get("resumed_from") or 0)
+        steps = first["step"] - begins_after(session.start)
         excess = (first.get("compute_seconds") or 0.0) - typical * steps
         if excess > 1.0 and _counts(history, session, first["step"]):
             split["start_up"] += excess
@@ -84,8 +85,7 @@ def time_split(history: History) -> dict[str, float]:
 def _counts(history: History, session: Session, step: int) -> bool:
     """Whether no later session resumed from before `step` of `session`."""
     later = history.sessions[history.sessions.index(session) + 1 :]
-    resumed = (s.start.get("resumed_from") for s in later)
-    return all(s is None or s >= step for s in resumed)
+    return all(begins_after(s.start) >= step for s in later)
 
 
 def verdict(history: History, now: float | None = None) -> str:
@@ -95,6 +95,7 @@ def verdict(history: History, now: float | None = None) -> str:
     how = {
         "finished": "Finished",
         "interrupted": "Interrupted, can be continued",
+        "terminated": "Terminated, can be continued",
         "failed": "Failed",
         "running": "Running",
         "stopped": "Stopped without an end (killed?), can be continued",

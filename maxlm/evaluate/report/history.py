@@ -17,7 +17,7 @@ import numpy as np
 
 from maxlm import storage
 from maxlm.errors import DataError
-from maxlm.train.sinks import METRICS_FILE, iterate_records, numbers
+from maxlm.train.sinks import METRICS_FILE, begins_after, iterate_records
 
 # A run whose newest record is older than this, and that has no end, is not running any more.
 SILENT_SECONDS = 600.0
@@ -134,9 +134,8 @@ class _Collector:
             session.end = record
 
     def _begin(self, record: dict[str, Any]) -> None:
-        resumed_from = record.get("resumed_from") if record["kind"] == "start" else None
-        if resumed_from is not None:
-            self._drop_after(resumed_from)
+        if record["kind"] == "start":
+            self._drop_after(begins_after(record))
         seconds = [e["seconds_at"] for e in self._events] + list(self._columns["seconds"][-1:])
         offset = max(seconds, default=0.0)
         start = record if record["kind"] == "start" else {"time": record["time"]}
@@ -159,14 +158,17 @@ class _Collector:
     def _train(self, record: dict[str, Any], seconds: float) -> None:
         columns = self._columns
         rows = len(columns["step"])
-        values = numbers(record)
-        values["step"], values["seconds"] = float(record["step"]), seconds
-        for name in values:
+        record["seconds"] = seconds
+        for name, value in record.items():
+            if type(value) is not float and type(value) is not int:
+                continue
             if name not in columns:
                 columns[name] = array("d", [np.nan]) * rows
-        for name, column in columns.items():
-            column.append(values.get(name, np.nan))
-        if "loss" in values and not np.isfinite(values["loss"]):
+            columns[name].append(value)
+        for column in columns.values():
+            if len(column) == rows:  # this record does not know it
+                column.append(np.nan)
+        if not np.isfinite(record.get("loss") or 0.0):
             self._bad.append(record["step"])
 
     def history(self, folder: str) -> History:

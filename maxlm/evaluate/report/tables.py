@@ -89,6 +89,7 @@ def comparison(histories: list[History], now: float | None) -> str:
 def configuration(histories: list[History]) -> str:
     """Every option of every run; with several runs, what differs is marked."""
     configs = [flatten(h.start.get("config") or {}) for h in histories]
+    rules = [{d["key"]: d["rule"] for d in h.start.get("derived") or []} for h in histories]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     if not keys:
         return ""
@@ -97,7 +98,10 @@ def configuration(histories: list[History]) -> str:
         values = [config.get(key, "–") for config in configs]
         differs = len(set(values)) > 1
         different += differs
-        cells = "".join(f'<td class="mono">{escape(v)}</td>' for v in values)
+        cells = "".join(
+            f'<td class="mono">{escape(value)}{_rule(rule.get(key))}</td>'
+            for value, rule in zip(values, rules, strict=True)
+        )
         mark = ' class="differs"' if differs else ""
         body.append(f'<tr{mark}><th scope="row" class="mono">{_key(key)}</th>{cells}</tr>')
     many = len(histories) > 1
@@ -147,12 +151,14 @@ def environment(histories: list[History]) -> str:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    """Nested dicts as `a.b.c` → text."""
+    """Nested dicts, and lists of them, as `a.b.c` → text."""
     if isinstance(value, dict) and (value or not prefix):
         flat: dict[str, str] = {}
         for key, item in value.items():
             flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
         return flat
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return flatten({str(i): item for i, item in enumerate(value)}, prefix)
     return {prefix: _text(value)}
 
 
@@ -232,6 +238,10 @@ def _cells(texts: list[str], values: list[float | None], best: int) -> str:
         mark = ' class="best"' if winner is not None and value == winner else ""
         cells.append(f"<td{mark}>{escape(text)}</td>")
     return "".join(cells)
+
+
+def _rule(rule: str | None) -> str:
+    return f'<span class="rule">derived: {escape(str(rule))}</span>' if rule else ""
 
 
 def _key(key: str) -> str:

@@ -105,17 +105,18 @@ def _header(histories: list[History], now: float) -> str:
             f'<p class="path mono">{escape(history.folder)}</p>'
             f'<p class="verdict">{escape(verdict(history, now))}</p>{found}{tables.tiles(history)}'
         )
-    found = [
+    remarks = [
         f'<p class="finding"><b>{escape(h.name)}</b> {escape(text)}</p>'
         for h in histories
         for text in findings(h)
     ]
-    remarks = (
-        f"<details><summary>Remarks <small>{len(found)}</small></summary>{''.join(found)}</details>"
+    folded = (
+        f"<details><summary>Remarks <small>{len(remarks)}</small></summary>"
+        f"{''.join(remarks)}</details>"
     )
     return (
         f"<h1>{len(histories)} runs compared</h1>{tables.comparison(histories, now)}"
-        f"{remarks if found else ''}"
+        f"{folded if remarks else ''}"
     )
 
 
