@@ -171,7 +171,7 @@ def _typed(path: str | os.PathLike[str]) -> Iterator[None]:
         raise StorageError(f"{path}: permission denied") from error
     except IsADirectoryError as error:
         raise StorageError(f"{path}: is a folder, not a file") from error
-    except NotADirectoryError as error:
+    except (NotADirectoryError, FileExistsError) as error:
         raise StorageError(f"{path}: a part of this path is a file, not a folder") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -58,6 +58,12 @@ def truncate_largest(folder: Path) -> None:
     os.truncate(largest, largest.stat().st_size // 2)
 
 
+def truncate_second_process(folder: str) -> None:
+    """Damage what the second of several processes wrote; the first can read its own."""
+    for path in data_files(Path(folder) / "ocdbt.process_1"):
+        os.truncate(path, 10)
+
+
 def delete_data(folder: Path) -> None:
     for path in data_files(folder):
         path.unlink()

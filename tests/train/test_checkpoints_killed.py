@@ -20,15 +20,21 @@ from maxlm.train import checkpoint_format as layout
 from maxlm.train.checkpoints import Checkpoints
 
 HERE = Path(__file__).parent
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "XLA_FLAGS": ""}
-TARGETS = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays_of(1).items()}
 
 
-def run_and_kill(folder: Path, saves: int, delay: float) -> None:
+def targets_of(rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    arrays = arrays_of(1, rows)
+    return {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
+
+
+TARGETS = targets_of(256)
+
+
+def run_and_kill(folder: Path | str, saves: int, delay: float, rows: int = 256) -> None:
     child = subprocess.Popen(
-        [sys.executable, str(HERE / "killed_save.py"), str(folder)],
+        [sys.executable, str(HERE / "killed_save.py"), str(folder), str(rows)],
         stdout=subprocess.PIPE,
-        env=ENVIRONMENT,
+        env=os.environ | {"PYTHONPATH": str(HERE.parents[1]), "XLA_FLAGS": ""},
         text=True,
     )
     try:
