@@ -1,4 +1,4 @@
-"""A Google Cloud Storage bucket on this machine, for tests: `from gcs_emulator import bucket`."""
+"""A Google Cloud Storage bucket on this machine, for tests: `from tests.gcs_emulator import bucket`."""
 
 import logging
 import os

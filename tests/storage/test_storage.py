@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from gcs_emulator import bucket  # noqa: F401
 
 from maxlm import storage
 from maxlm.errors import StorageError
+from tests.gcs_emulator import bucket  # noqa: F401
 
 
 @pytest.fixture(params=["local", "file", "memory", "gs"])

@@ -5,7 +5,6 @@ import warnings
 import numpy as np
 import pytest
 from checkpoint_state import assert_same, host_state, make_mesh, place, targets
-from gcs_emulator import bucket  # noqa: F401
 from killed_save import arrays_of
 from test_checkpoints_killed import run_and_kill, targets_of
 
@@ -13,6 +12,7 @@ from maxlm import storage
 from maxlm.errors import CheckpointError
 from maxlm.train import checkpoint_format as layout
 from maxlm.train.checkpoints import Checkpoints
+from tests.gcs_emulator import bucket  # noqa: F401
 
 ROWS = 8  # the emulator moves about a megabyte a second
 TARGETS = targets_of(ROWS)
