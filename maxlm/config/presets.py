@@ -6,6 +6,7 @@ that the installed package carries.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,26 +47,22 @@ def find_config(name: str, *, beside: str | None = None, named_by: str | None = 
             if storage.exists(candidate):
                 return candidate
         elif Path(candidate).is_file():
-            return candidate
-    prefix = f"{named_by}: " if named_by else ""
+            return _short(candidate)
     names = preset_names()
     hint = did_you_mean(name.removesuffix(".yaml"), names) or _same_last_part(name, names)
-    looked = f"{beside} and the presets" if beside else "the current folder and the presets"
+    prefix = f"{named_by}: " if named_by else ""
+    folder = f"the folder of {beside}" if beside else "the current folder"
     raise ConfigError(
-        f"{prefix}no config '{name}'{hint}; looked beside {looked}"
-        if beside
-        else f"{prefix}no config '{name}'{hint}; looked in {looked} (maxlm config list)"
+        f"{prefix}no config '{name}'{hint}; looked in {folder} and among the presets "
+        "(`maxlm config list` names them)"
     )
 
 
 def _candidates(name: str, beside: str | None) -> Iterable[str]:
     if storage.is_remote(name) or Path(name).is_absolute():
-        folders: list[str] = [""]
-    elif beside and storage.is_remote(beside):
-        folders = [beside.rsplit("/", 1)[0]]
+        folders = [""]
     else:
-        folders = [str(Path(beside).parent) if beside else ""]
-    if folders != [""] or not (storage.is_remote(name) or Path(name).is_absolute()):
+        folders = [os.path.dirname(beside) if beside else ""]  # also of a gs:// path
         folders += [str(folder) for folder in preset_folders()]
     for folder in folders:
         path = storage.join(folder, name) if folder else name
@@ -82,6 +79,12 @@ def _same_last_part(name: str, names: list[str]) -> str:
         return f" (did you mean '{by_last[last]}'?)"
     near = did_you_mean(last, by_last)
     return near and f" (did you mean '{by_last[near.split(chr(39))[1]]}'?)"
+
+
+def _short(path: str) -> str:
+    """Relative to the current folder where it lies inside: errors are easier to read."""
+    absolute, here = Path(os.path.abspath(path)), Path.cwd()
+    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else path
 
 
 def _is_ours(folder: Path) -> bool:

@@ -280,6 +280,11 @@ class TrainConfig(Section):
     init_from: str | None = Field(
         None, description="Run folder (or RUN@STEP) whose weights this run starts with."
     )
+    branch_from: str | None = Field(
+        None,
+        description="RUN@STEP whose weights, optimizer state and data position this run goes on "
+        "from; set by `--branch-from`.",
+    )
     deterministic: bool = Field(
         False,
         description="On GPU: bitwise repeatable operations, at a cost in speed (TPU and CPU always are).",
