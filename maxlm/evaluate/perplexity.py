@@ -1,4 +1,4 @@
-"""Loss, perplexity and bits per byte of a model on named sets of text."""
+"""Loss, perplexity and bits per byte of a model on a set of text."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import jax
 from maxlm.batch import Batch
 from maxlm.model.definition import ModelDefinition, Params
 from maxlm.train.step import count_bytes
+
+# Batches that may be dispatched and unfinished (see `maxlm.train.loop.MAX_IN_FLIGHT`).
+MAX_IN_FLIGHT = 8
 
 
 class EvalSums(NamedTuple):
@@ -43,10 +46,15 @@ def evaluate(eval_step: EvalStep, params: Params, batches: Iterable[Batch]) -> d
         `loss` in nats per token, `perplexity`, `bits_per_byte`, `tokens` and `seconds`.
     """
     start = time.perf_counter()
-    sums = [eval_step(params, batch) for batch in batches]
-    nll, tokens, size = (
-        math.fsum(float(x) for x in column) for column in zip(*jax.device_get(sums), strict=True)
-    )
+    sums: list[EvalSums] = []
+    for batch in batches:
+        sums.append(eval_step(params, batch))
+        if len(sums) > MAX_IN_FLIGHT:
+            sums[-MAX_IN_FLIGHT].nll.block_until_ready()
+    host = jax.device_get(sums)
+    nll = math.fsum(float(s.nll) for s in host)
+    tokens = math.fsum(float(s.weight) for s in host)
+    size = math.fsum(float(s.target_bytes) for s in host)
     loss = nll / tokens if tokens else math.nan
     return {
         "loss": loss,

@@ -40,7 +40,7 @@ class Generator:
         prompts: list[list[int]],
         *,
         max_tokens: int,
-        options: SamplingOptions = SamplingOptions(),
+        options: SamplingOptions | None = None,
         seed: int = 0,
     ) -> Iterator[np.ndarray]:
         """Yield `[B]` int32 tokens, one per prompt and step, `max_tokens` times.
@@ -51,6 +51,7 @@ class Generator:
         for i, prompt in enumerate(prompts):
             if not prompt:
                 raise ConfigError(f"prompt {i + 1} of {len(prompts)} is empty: give it some text")
+        options = options or SamplingOptions()
         key = jax.random.key(seed)
         history = [list(prompt) for prompt in prompts]
         caches, used, segments = None, self.context_length, None

@@ -46,7 +46,9 @@ def canonical_targets(
 def from_canonical(arrays: Arrays, layout: TrainState, model: ModelDefinition) -> TrainState:
     """The state of restored arrays, padded again and laid out as `layout` says."""
     targets = _flatten(layout)
-    padded = {n: a for n, a in arrays.items() if a.shape != targets[n].shape}
+    padded = {
+        n: a for n, a in arrays.items() if isinstance(a, jax.Array) and a.shape != targets[n].shape
+    }
     if padded:
 
         def pad_all(narrow: Arrays) -> Arrays:

@@ -5,6 +5,7 @@ A second Ctrl-C ends it at once. On several processes all stop at the same step.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from types import FrameType
 from typing import Any
@@ -25,10 +26,9 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         for number in (signal.SIGTERM, signal.SIGINT):
-            try:
+            # Outside the main thread (ValueError) its owner handles signals.
+            with contextlib.suppress(ValueError):
                 self._previous[number] = signal.signal(number, self._note)
-            except ValueError:  # not the main thread: its owner handles signals
-                pass
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -42,6 +42,11 @@ class Interruption:
 
             return multihost_utils.reached_preemption_sync_point(step)
         return self.signal is not None
+
+    @property
+    def reason(self) -> str:
+        """What ended the run, as its last record says it."""
+        return "interrupted" if self.signal == signal.SIGINT else "terminated"
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:

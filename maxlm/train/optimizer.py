@@ -15,40 +15,26 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from maxlm.config.schema import OptimizerConfig, OptimizerKind, ScheduleConfig
+from maxlm.config.schema import OptimizerConfig, OptimizerKind
 from maxlm.model.parameter import Kind, ParameterInfo
-from maxlm.train.schedule import rate_fraction
 
 
 def make_optimizer(
-    config: OptimizerConfig,
-    schedule: ScheduleConfig,
-    parameters: dict[str, ParameterInfo],
-    *,
-    warmup_steps: int,
-    total_steps: int,
+    config: OptimizerConfig, parameters: dict[str, ParameterInfo]
 ) -> optax.GradientTransformation:
-    """Build the transformation of a resolved config (clipping is the train step's).
+    """Build the transformation of a resolved config, at its peak learning rates.
+
+    Clipping and the schedule are the train step's: the schedule is a function of the run's step,
+    which a run that branches off another keeps, and no count inside the optimizer's state.
 
     Args:
         config: kind, rates, decay; `learning_rate` resolved.
-        schedule: shape of the learning rate.
         parameters: what each parameter declares.
-        warmup_steps: steps of warm-up.
-        total_steps: steps of the run.
 
     Returns:
         A transformation of a dict of gradients; its state mirrors the dict.
     """
     assert config.learning_rate is not None
-
-    def rate(peak: float) -> optax.Schedule:
-        def at(step: jax.Array) -> jax.Array:
-            return -peak * rate_fraction(
-                step, schedule, warmup_steps=warmup_steps, total_steps=total_steps
-            )
-
-        return at
 
     decay = optax.add_decayed_weights(
         config.weight_decay,
@@ -57,7 +43,7 @@ def make_optimizer(
     adamw = optax.chain(
         optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
         decay,
-        optax.scale_by_schedule(rate(config.learning_rate)),
+        optax.scale(-config.learning_rate),
     )
     if config.kind is OptimizerKind.ADAMW:
         return adamw
@@ -74,7 +60,7 @@ def make_optimizer(
         ),
         _scale_by_shape(parameters),
         decay,
-        optax.scale_by_schedule(rate(config.muon_learning_rate)),
+        optax.scale(-config.muon_learning_rate),
     )
     return _by_group(
         {"muon": muon, "adamw": adamw}, lambda name: "muon" if name in dims else "adamw"

@@ -33,6 +33,7 @@ class StepMetrics(NamedTuple):
 def make_train_step(
     model: ModelDefinition,
     optimizer: optax.GradientTransformation,
+    rate: Callable[[jax.Array], jax.Array],
     *,
     clip_norm: float | None,
     z_loss: float = 0.0,
@@ -44,7 +45,8 @@ def make_train_step(
 
     Args:
         model: the model to train.
-        optimizer: updates from gradients.
+        optimizer: updates from gradients, at the peak learning rate.
+        rate: fraction of the peak learning rate by step.
         clip_norm: largest global gradient norm; None: not clipped.
         z_loss: weight of log²Z.
         accumulation: micro-batches per step.
@@ -69,6 +71,8 @@ def make_train_step(
             grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        fraction = rate(state.step)
+        updates = jax.tree.map(lambda u: u * fraction.astype(u.dtype), updates)
         params = optax.apply_updates(state.params, updates)
         average = _averaged(state.average, params, average_decay)
 

@@ -13,6 +13,7 @@ from maxlm.model.definition import define
 from maxlm.parallel.mesh import make_mesh
 from maxlm.parallel.placement import local_rows, place_batch
 from maxlm.train.optimizer import make_optimizer
+from maxlm.train.schedule import RateSchedule
 from maxlm.train.state import fresh_state
 from maxlm.train.step import make_train_step
 
@@ -60,17 +61,16 @@ def run(
     model = define(ModelConfig(**(SHAPE | (variant or {}))), execution)
     optimizer = make_optimizer(
         OptimizerConfig(kind=kind, learning_rate=3e-3),
-        ScheduleConfig(),
         model.parameters,
-        warmup_steps=4,
-        total_steps=steps,
     )
+    rate = RateSchedule(ScheduleConfig(), warmup_steps=4, total_steps=steps)
     with jax.set_mesh(mesh):
         state = fresh_state(model, optimizer, seed=0, average=False, mesh=mesh)
         step = jax.jit(
             make_train_step(
                 model,
                 optimizer,
+                rate,
                 clip_norm=1.0,
                 accumulation=accumulation,
                 token_bytes=np.ones(101, np.int32),
@@ -155,14 +155,14 @@ def test_loss_falls_when_a_batch_is_repeated():
     for kind in ("adamw", "muon"):
         optimizer = make_optimizer(
             OptimizerConfig(kind=kind, learning_rate=1e-2),
-            ScheduleConfig(),
             model.parameters,
-            warmup_steps=2,
-            total_steps=60,
         )
+        rate = RateSchedule(ScheduleConfig(), warmup_steps=2, total_steps=60)
         state = fresh_state(model, optimizer, seed=0, average=False, mesh=mesh)
         step = jax.jit(
-            make_train_step(model, optimizer, clip_norm=1.0, token_bytes=np.ones(101, np.int32))
+            make_train_step(
+                model, optimizer, rate, clip_norm=1.0, token_bytes=np.ones(101, np.int32)
+            )
         )
         batch = next(packed_batches(1))
         losses = []
@@ -178,15 +178,18 @@ def test_a_step_with_bad_gradients_changes_nothing_but_the_counters():
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
     optimizer = make_optimizer(
         OptimizerConfig(learning_rate=1e-2),
-        ScheduleConfig(),
         model.parameters,
-        warmup_steps=2,
-        total_steps=9,
     )
+    rate = RateSchedule(ScheduleConfig(), warmup_steps=2, total_steps=9)
     state = fresh_state(model, optimizer, seed=0, average=True, mesh=mesh)
     step = jax.jit(
         make_train_step(
-            model, optimizer, clip_norm=1.0, average_decay=0.9, token_bytes=np.ones(101, np.int32)
+            model,
+            optimizer,
+            rate,
+            clip_norm=1.0,
+            average_decay=0.9,
+            token_bytes=np.ones(101, np.int32),
         )
     )
     good = next(packed_batches(1))
@@ -207,10 +210,7 @@ def test_muon_orthogonalises_each_layer_of_a_stack_and_leaves_the_rest_to_adamw(
     model = define(ModelConfig(**SHAPE))
     optimizer = make_optimizer(
         OptimizerConfig(kind="muon", learning_rate=1.0, muon_learning_rate=1.0, weight_decay=0.0),
-        ScheduleConfig(),
         model.parameters,
-        warmup_steps=1,
-        total_steps=100,
     )
     rng = np.random.default_rng(0)
     grads = {
@@ -234,10 +234,16 @@ def test_the_averaged_weights_follow_the_weights():
     model = define(ModelConfig(**SHAPE))
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
     optimizer = optax.sgd(0.1)
+    rate = RateSchedule(ScheduleConfig(), warmup_steps=1, total_steps=9)
     state = fresh_state(model, optimizer, seed=0, average=True, mesh=mesh)
     step = jax.jit(
         make_train_step(
-            model, optimizer, clip_norm=None, average_decay=0.5, token_bytes=np.ones(101, np.int32)
+            model,
+            optimizer,
+            rate,
+            clip_norm=None,
+            average_decay=0.5,
+            token_bytes=np.ones(101, np.int32),
         )
     )
     average = dict(state.params)

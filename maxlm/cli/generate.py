@@ -1,0 +1,77 @@
+"""`maxlm generate RUN --prompt …`: continue a prompt with a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+
+EPILOG = """\
+examples:
+  maxlm generate runs/quickstart --prompt 'ROMEO:'
+  maxlm generate runs/books@2000 --prompt 'It was' --temperature 0.7 --top-p 0.9 --seed 3
+  maxlm generate runs/books --prompt 'Once' --prompt 'Then' --max-tokens 50 --temperature 0
+
+With one prompt the text is printed as it is made; with several, each after the other.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.epilog = EPILOG
+    parser.add_argument("run", metavar="RUN[@STEP]", help="run folder, local or gs://")
+    parser.add_argument(
+        "--prompt", action="append", required=True, metavar="TEXT", help="text to continue"
+    )
+    parser.add_argument("--max-tokens", type=int, default=200, help="tokens to add (200)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="0 takes the likeliest token (0.8)"
+    )
+    parser.add_argument("--top-k", type=int, help="only the k likeliest tokens")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="only the likeliest tokens that sum to p (1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (0)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Generate."""
+    import codecs
+    import sys
+
+    import numpy as np
+
+    from maxlm.generate.generator import Generator
+    from maxlm.generate.sampling import SamplingOptions
+    from maxlm.train.loading import load
+
+    options = SamplingOptions(arguments.temperature, arguments.top_k, arguments.top_p)
+    trained = load(arguments.run)
+    tokenizer = trained.tokenizer
+    generator = Generator(trained.model, context_length=trained.config.data.length)
+    prompts = [tokenizer.encode(prompt) for prompt in arguments.prompt]
+    stream = generator.stream(
+        trained.params,
+        prompts,
+        max_tokens=arguments.max_tokens,
+        options=options,
+        seed=arguments.seed,
+    )
+    if len(prompts) > 1:
+        drawn = np.stack(list(stream), axis=1)  # [B, tokens]
+        for prompt, tokens in zip(arguments.prompt, drawn, strict=True):
+            print(prompt + tokenizer.decode(_until_end(tokens.tolist(), tokenizer.eos_id)))
+            print("—" * 8)
+        return 0
+    # A token may end inside a character: the decoder holds its bytes back until it is whole.
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    sys.stdout.write(arguments.prompt[0])
+    for (token,) in stream:
+        if token == tokenizer.eos_id:
+            break
+        sys.stdout.write(decoder.decode(tokenizer.decode_bytes([int(token)])))
+        sys.stdout.flush()
+    print(decoder.decode(b"", final=True))
+    return 0
+
+
+def _until_end(tokens: list[int], eos_id: int | None) -> list[int]:
+    return tokens[: tokens.index(eos_id)] if eos_id in tokens else tokens

@@ -1,0 +1,104 @@
+"""`maxlm train CONFIG [key=value …]`: pretrain; the same command again resumes."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from maxlm.config.schema import RunConfig
+    from maxlm.train.loop import Outcome
+
+EPILOG = """\
+examples:
+  maxlm train runs/quickstart
+  maxlm train runs/gpt2-124m data.mixture.books.store=stores/books train.duration='2B tokens'
+  maxlm train my.yaml optimizer.kind=muon parallel.tensor=2
+  maxlm train runs/anneal --branch-from runs/books@8000
+
+CONFIG is a preset (`configs/…`) or a YAML file; `maxlm config show CONFIG` prints what it means.
+The run lies in OUTPUT/NAME (`output=…`, `name=…`): config, tokenizer, checkpoints, metrics.jsonl,
+TensorBoard files, report.html. Ctrl-C or SIGTERM saves a checkpoint and ends; the same command goes
+on from there, and does nothing when the run is finished.
+
+exit status: 0 finished, 2 a mistake to mend, 75 ended by SIGTERM and 130 by Ctrl-C (run it again).
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.epilog = EPILOG
+    parser.add_argument("config", help="preset or YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="set an option")
+    parser.add_argument(
+        "--branch-from",
+        metavar="RUN@STEP",
+        help="start a new run from another run's state: weights, optimizer and data position",
+    )
+    parser.add_argument(
+        "--plain", action="store_true", help="one line per record instead of a live display"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train."""
+    from maxlm.config.load import load_config
+    from maxlm.train.interruption import EXIT_INTERRUPTED, EXIT_PREEMPTED
+
+    config = load_config(arguments.config, arguments.overrides)
+    outcome = pretrain(
+        config, branch_from=arguments.branch_from, live=False if arguments.plain else None
+    )
+    if outcome is None:
+        return 0
+    codes = {"finished": 0, "terminated": EXIT_PREEMPTED, "interrupted": EXIT_INTERRUPTED}
+    return codes[outcome.reason]
+
+
+def pretrain(
+    config: RunConfig, *, branch_from: str | None = None, live: bool | None = None
+) -> Outcome | None:
+    """Train a config's run from where it is to its end; what `maxlm train` does.
+
+    Args:
+        config: from `load_config`.
+        branch_from: `RUN` or `RUN@STEP` whose state a new run starts from.
+        live: draw in place (True), plain lines (False), or what the terminal can (None).
+
+    Returns:
+        How it ended, with the final parameters and newest records; None where the run was
+        finished before.
+
+    Raises:
+        MaxLMError: something that the user can mend.
+    """
+    from maxlm.evaluate.hooks import training_hooks
+    from maxlm.evaluate.report import write_report
+    from maxlm.train.display import Display
+    from maxlm.train.loop import train
+    from maxlm.train.records import RecordWriter
+    from maxlm.train.setup import prepare
+    from maxlm.train.sinks import open_sinks
+
+    display = Display(f"{config.output}/{config.name}", live=live)
+    training = prepare(config, branch_from=branch_from, message=display.message)
+    if training.is_finished:
+        display.message(
+            f"{training.folder.path} is finished: {training.timeline.total_steps} steps; nothing "
+            "to do (give another name=… for a new run, or --branch-from to go on from it)"
+        )
+        display.close()
+        return None
+    sinks = open_sinks(
+        training.folder.path,
+        tensorboard=config.logging.tensorboard,
+        wandb_project=config.logging.wandb_project,
+    )
+    writer = RecordWriter([sinks], display)
+    try:
+        outcome = train(training, training_hooks(training), writer)
+    finally:
+        writer.close()
+    page = write_report([training.folder.path])
+    print(f"report: {page}")
+    return outcome

@@ -1,0 +1,73 @@
+"""A trained model, read back from a run's checkpoint: `maxlm.load("runs/books@8000")`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from maxlm.config.load import load_config
+from maxlm.config.schema import ParallelConfig, RunConfig
+from maxlm.data.tokenizers import Tokenizer, load_tokenizer
+from maxlm.errors import CheckpointError, ParallelError
+from maxlm.model.definition import ModelDefinition, Params, define
+from maxlm.parallel.mesh import make_mesh
+from maxlm.train.run_folder import require_run
+from maxlm.train.setup import execution_of, restore_params, set_up_jax
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with its weights, tokenizer and the config that it was trained with."""
+
+    config: RunConfig
+    step: int
+    model: ModelDefinition
+    params: Params
+    tokenizer: Tokenizer
+    mesh: Mesh
+
+    @property
+    def token_bytes(self) -> jax.Array:
+        """`[vocab_size]` bytes that each token stands for."""
+        return jnp.asarray(self.tokenizer.token_bytes())
+
+
+def load(reference: str, overrides: list[str] | None = None) -> TrainedModel:
+    """Load `RUN` or `RUN@STEP`: the averaged weights where the run keeps them.
+
+    Args:
+        reference: a run folder, local or gs://, and a step.
+        overrides: `key=value` on the run's config, such as `eval.sets.…` or `parallel.…`.
+
+    Raises:
+        CheckpointError: there is no such run or checkpoint.
+    """
+    folder, step = require_run(reference)
+    config = load_config(folder.config, overrides or [])
+    set_up_jax(config)
+    mesh = _mesh(config)
+    jax.set_mesh(mesh)
+    model = define(config.model, execution_of(config))
+    average = config.optimizer.average_decay is not None
+    params, step = restore_params(folder, step, model, mesh, "average" if average else "params")
+    return TrainedModel(config, step, model, params, load_tokenizer(folder.tokenizer), mesh)
+
+
+def _mesh(config: RunConfig) -> Mesh:
+    """The run's own mesh where it fits the devices at hand, else whatever fits."""
+    candidates = [
+        config.parallel,
+        ParallelConfig(fsdp=-1),
+        ParallelConfig(replica=-1, fsdp=1),
+    ]
+    for parallel in candidates:
+        try:
+            mesh = make_mesh(parallel)
+            define(config.model).shardings(mesh)
+        except ParallelError:
+            continue
+        return mesh
+    raise CheckpointError(f"no mesh over {jax.device_count()} devices fits this model")

@@ -1,0 +1,166 @@
+"""The training loop: batches in, records and checkpoints out.
+
+It dispatches ahead of the device and reads metrics late; evaluation, sampling and reporting come in
+as hooks, so that the loop knows none of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+
+from maxlm.model.definition import Params
+from maxlm.parallel.placement import local_rows, place_batch
+from maxlm.train.canonical import to_canonical
+from maxlm.train.clock import Clock
+from maxlm.train.interruption import Interruption
+from maxlm.train.records import RecordWriter, start_record, train_record
+from maxlm.train.setup import Run
+from maxlm.train.state import TrainState
+from maxlm.train.step import StepMetrics
+
+# Steps that may be dispatched and unfinished. More never helps the device, and on a CPU a longer
+# queue of un-awaited collectives can deadlock XLA's thread pool.
+MAX_IN_FLIGHT = 16
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Something done between steps that yields records (an evaluation, a sample).
+
+    Attributes:
+        every: steps between calls; it is also called after the last step.
+        call: `(step, params) -> records`, each a dict with at least a `kind`.
+    """
+
+    every: int
+    call: Callable[[int, Params], Iterable[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended."""
+
+    reason: str  # finished, terminated (SIGTERM) or interrupted (Ctrl-C)
+    step: int
+    params: Params  # the averaged weights where the run keeps them
+    newest: dict[str, dict[str, Any]]  # the last record by kind, evaluations by set
+
+
+def train(run: Run, hooks: Iterable[Hook], writer: RecordWriter) -> Outcome:
+    """Train from the run's newest checkpoint, or its start, to its last step.
+
+    Raises:
+        CheckpointError: a save failed, or no checkpoint can be restored.
+        DataError: a token store is damaged.
+    """
+    hooks = list(hooks)
+    with jax.set_mesh(run.mesh), Interruption() as interruption:
+        state, step = run.restore_or_begin(writer.message)
+        writer.write(start_record(run, resumed_from=step or None))
+        steps = _Steps(run, writer)
+        rows = _rows_of(run)
+        cursor = run.timeline.at_step(step).cursor
+        with run.loader.iterate(cursor, rows) as batches:
+            while step < run.timeline.total_steps and not interruption.reached(step):
+                with steps.clock.part("data_wait"):
+                    batch = next(batches)
+                size = run.timeline.at_step(step).batch_size
+                placed = place_batch(batch, size, rows(size), run.mesh)
+                state, metrics = run.train_step(state, placed)
+                step += 1
+                steps.dispatched(step, metrics)
+                _between_steps(run, hooks, writer, steps, state, step)
+        steps.drain()
+        if run.checkpoints.latest != step:
+            _save(run, writer, steps, state, step)
+        run.checkpoints.close()
+    reason = "finished" if step >= run.timeline.total_steps else interruption.reason
+    writer.write({"kind": "end", "step": step, "reason": reason, "seconds": steps.clock.elapsed})
+    return Outcome(reason, step, evaluated_params(state), writer.newest)
+
+
+def evaluated_params(state: TrainState) -> Params:
+    """The averaged weights where the run keeps them, the weights themselves otherwise."""
+    return state.average or state.params
+
+
+def _between_steps(
+    run: Run,
+    hooks: Iterable[Hook],
+    writer: RecordWriter,
+    steps: _Steps,
+    state: TrainState,
+    step: int,
+) -> None:
+    last = step == run.timeline.total_steps
+    if step % run.intervals.checkpoint == 0 and not last:
+        steps.drain()
+        _save(run, writer, steps, state, step)
+    for hook in hooks:
+        if step % hook.every == 0 or last:
+            steps.drain()  # else the hook's time would hold the steps still in flight
+            with steps.clock.part("eval"):
+                for record in hook.call(step, evaluated_params(state)):
+                    writer.write({"step": step, **record})
+
+
+def _save(run: Run, writer: RecordWriter, steps: _Steps, state: TrainState, step: int) -> None:
+    start = time.perf_counter()
+    with steps.clock.part("save_wait"):
+        run.save(step, to_canonical(state, run.model))
+    stalled = time.perf_counter() - start
+    path = run.checkpoints.path(step)
+    writer.write({"kind": "checkpoint", "step": step, "path": path, "seconds": stalled})
+
+
+def _rows_of(run: Run) -> Callable[[int], np.ndarray]:
+    """Rows of the global batch that this process reads, by batch size."""
+
+    @cache
+    def rows(batch_size: int) -> np.ndarray:
+        return local_rows(batch_size, run.mesh)
+
+    return rows
+
+
+class _Steps:
+    """Steps in flight and the records made of them once they are done."""
+
+    def __init__(self, run: Run, writer: RecordWriter):
+        self.clock = Clock()
+        self._run = run
+        self._writer = writer
+        self._in_flight: deque[tuple[int, StepMetrics]] = deque()
+        self._window: list[StepMetrics] = []
+
+    def dispatched(self, step: int, metrics: StepMetrics) -> None:
+        """Take note of a dispatched step; handle those that are done by now."""
+        self._in_flight.append((step, metrics))
+        while len(self._in_flight) > MAX_IN_FLIGHT or self._in_flight[0][1].nll.is_ready():
+            self._retire()
+            if not self._in_flight:
+                break
+
+    def drain(self) -> None:
+        """Wait for every step in flight."""
+        while self._in_flight:
+            self._retire()
+
+    def _retire(self) -> None:
+        step, metrics = self._in_flight.popleft()
+        metrics.nll.block_until_ready()
+        self._window.append(metrics)
+        total = self._run.timeline.total_steps
+        if step % self._run.intervals.log == 0 or step == total:
+            window = jax.device_get(self._window)
+            self._window = []
+            split, elapsed = self.clock.split(), self.clock.elapsed
+            self._writer.write(train_record(self._run, step, window, split, elapsed))

@@ -1,0 +1,153 @@
+"""The records of a run: what each holds, and the writer that passes them to display and sinks."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from maxlm import __version__
+from maxlm.model.count import MFU_FORMULA, count_parameters, train_flops_per_token
+from maxlm.parallel.device_peaks import peak_tflops
+from maxlm.train.display import Display
+from maxlm.train.setup import Run
+from maxlm.train.sinks import Sink
+from maxlm.train.step import StepMetrics
+
+
+class RecordWriter:
+    """Stamps records with the time and passes them on; remembers the newest of each kind."""
+
+    def __init__(self, sinks: Iterable[Sink], display: Display | None):
+        self._sinks = list(sinks)
+        self._display = display
+        self.newest: dict[str, dict[str, Any]] = {}
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Pass a record on."""
+        record = {"time": time.time(), **record}
+        key = f"eval {record['set']}" if record["kind"] == "eval" else record["kind"]
+        self.newest[key] = record
+        for sink in self._sinks:
+            sink.write(record)
+        if self._display is not None:
+            self._display.write(record)
+
+    def message(self, text: str) -> None:
+        """Tell the user something."""
+        if self._display is not None:
+            self._display.message(text)
+
+    def close(self) -> None:
+        """Flush and finish everything."""
+        for sink in self._sinks:
+            sink.close()
+        if self._display is not None:
+            self._display.close()
+
+
+def start_record(run: Run, resumed_from: int | None) -> dict[str, Any]:
+    """What a run is, written when it starts or continues."""
+    devices = run.mesh.devices.flatten()
+    step = run.timeline.at_step(resumed_from or 0)
+    return {
+        "kind": "start",
+        "step": resumed_from or 0,
+        "resumed_from": resumed_from,
+        "devices": len(devices),
+        "device_kind": devices[0].device_kind,
+        "mesh": {axis: size for axis, size in run.mesh.shape.items() if size > 1},
+        "processes": jax.process_count(),
+        "parameters": count_parameters(run.config.model),
+        "flops_per_token": train_flops_per_token(run.config.model, step.length),
+        "mfu_formula": MFU_FORMULA,
+        "peak_tflops_per_device": peak_tflops(devices[0]),
+        "versions": _versions(),
+        "command": " ".join(sys.argv),
+        "total_steps": run.timeline.total_steps,
+        "total_tokens": run.timeline.total_tokens,
+        "tokens_per_step": step.tokens,
+        "config": run.config.model_dump(mode="json"),
+        "derived": [{"key": d.key, "value": str(d.value), "rule": d.rule} for d in run.derived],
+        "data": run.loader.summary(),
+    }
+
+
+def train_record(
+    run: Run,
+    step: int,
+    window: list[StepMetrics],
+    seconds: dict[str, float],
+    elapsed: float,
+) -> dict[str, Any]:
+    """Numbers of the steps since the last record.
+
+    Args:
+        run: the run.
+        step: steps taken.
+        window: host values of each step's metrics, the last one of `step`.
+        seconds: where the time went (`Clock.split`).
+        elapsed: seconds since training started.
+    """
+    nll = math.fsum(float(m.nll) for m in window)
+    weight = math.fsum(float(m.weight) for m in window)
+    size = math.fsum(float(m.target_bytes) for m in window)
+    first, now = run.timeline.at_step(step - len(window)), run.timeline.at_step(step)
+    tokens = now.tokens_before - first.tokens_before
+    # Evaluation is no part of training's speed; waiting for data or a save is.
+    busy = max(seconds["total"] - seconds["eval"], 1e-9)
+    devices = run.mesh.size
+    flops = train_flops_per_token(run.config.model, first.length)
+    tflops = tokens * flops / busy / devices / 1e12
+    peak = peak_tflops(run.mesh.devices.flat[0])
+    last = window[-1]
+    return {
+        "kind": "train",
+        "step": step,
+        "tokens": now.tokens_before,
+        "loss": nll / weight if weight else math.nan,
+        "bits_per_byte": nll / math.log(2) / size if size else math.nan,
+        "grad_norm": float(last.grad_norm),
+        "param_norm": float(last.param_norm),
+        "learning_rate": learning_rate(run, step - 1),
+        "tokens_per_second": tokens / busy,
+        "tokens_per_second_per_device": tokens / busy / devices,
+        "tflops_per_device": tflops,
+        "mfu": tflops / peak if peak else None,
+        "step_seconds": busy / len(window),
+        "compute_seconds": seconds["compute"],
+        "data_wait_seconds": seconds["data_wait"],
+        "save_wait_seconds": seconds["save_wait"],
+        "eval_seconds": seconds["eval"],
+        "device_memory_bytes": _device_memory(run),
+        "host_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "skipped_steps": int(last.skipped),
+        "elapsed_seconds": elapsed,
+    }
+
+
+def learning_rate(run: Run, step: int) -> float:
+    """AdamW's learning rate at a step."""
+    peak = run.config.optimizer.learning_rate
+    assert peak is not None
+    return peak * float(run.rate(np.int32(step)))
+
+
+def _device_memory(run: Run) -> int | None:
+    """Peak bytes on the fullest local device, where the platform counts them (a CPU does not)."""
+    stats = [d.memory_stats() or {} for d in run.mesh.local_devices]
+    peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    return max(peaks, default=None)
+
+
+def _versions() -> dict[str, str]:
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"maxlm": __version__, "python": sys.version.split()[0], **found}

@@ -1,0 +1,337 @@
+"""From a config to everything that the loop needs: data, mesh, model, optimizer, checkpoints.
+
+`prepare` resolves the config (the stores tell the vocabulary, the model its parameter count, the
+rules the rest), refuses a run folder that belongs to another config, and returns a `Run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import yaml
+from jax.sharding import Mesh
+
+from maxlm import __version__, storage
+from maxlm.config.derive import Facts, Resolved, resolve
+from maxlm.config.derive_model import Derived, longest_length, resolve_model
+from maxlm.config.dump import to_yaml
+from maxlm.config.meaning import keep_derived, meaning_diff
+from maxlm.config.schema import Precision, RunConfig
+from maxlm.data.loader import Loader, Source
+from maxlm.data.open_sources import open_sources
+from maxlm.data.phases import Timeline
+from maxlm.data.store import TokenStore
+from maxlm.data.tokenizers import Tokenizer
+from maxlm.errors import CheckpointError, ConfigError
+from maxlm.model.count import count_non_embedding_parameters, count_parameters
+from maxlm.model.decoder import Execution
+from maxlm.model.definition import ModelDefinition, Params, define
+from maxlm.parallel.mesh import check_batch, data_shards, make_mesh
+from maxlm.train.branch import branch_point, branched
+from maxlm.train.canonical import canonical_targets, from_canonical
+from maxlm.train.checkpoints import Checkpoints
+from maxlm.train.optimizer import make_optimizer
+from maxlm.train.run_folder import RunFolder, require_run
+from maxlm.train.schedule import RateSchedule
+from maxlm.train.state import TrainState, abstract_state, fresh_state
+from maxlm.train.step import make_train_step
+
+Message = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Steps between things."""
+
+    log: int
+    eval: int
+    checkpoint: int
+
+
+@dataclass
+class Run:
+    """A run, ready to train."""
+
+    folder: RunFolder
+    config: RunConfig
+    derived: list[Derived]
+    mesh: Mesh
+    model: ModelDefinition
+    optimizer: optax.GradientTransformation
+    rate: RateSchedule
+    loader: Loader
+    tokenizer: Tokenizer
+    checkpoints: Checkpoints
+    intervals: Intervals
+
+    @property
+    def timeline(self) -> Timeline:
+        """What every step reads."""
+        return self.loader.timeline
+
+    @cached_property
+    def layout(self) -> TrainState:
+        """Shapes, dtypes and shardings of the train state."""
+        average = self.config.optimizer.average_decay is not None
+        return abstract_state(self.model, self.optimizer, average=average, mesh=self.mesh)
+
+    @cached_property
+    def token_bytes(self) -> jax.Array:
+        """`[vocab_size]` bytes that each token stands for, on the device."""
+        return jnp.asarray(self.tokenizer.token_bytes())
+
+    @cached_property
+    def train_step(self) -> Any:
+        """The jitted step; the state is donated."""
+        config = self.config
+        step = make_train_step(
+            self.model,
+            self.optimizer,
+            self.rate,
+            clip_norm=config.optimizer.clip_norm,
+            z_loss=config.train.z_loss,
+            accumulation=config.train.accumulation,
+            average_decay=config.optimizer.average_decay,
+            token_bytes=self.token_bytes,
+        )
+        return jax.jit(step, donate_argnums=0)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last step's checkpoint is there."""
+        return self.timeline.total_steps in self.checkpoints.steps()
+
+    def restore_or_begin(self, message: Message) -> tuple[TrainState, int]:
+        """The newest good state of this run and its step, or a fresh state and 0.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none is good or they are of other data.
+        """
+        if self.checkpoints.steps():
+            targets = canonical_targets(self.layout, self.model)
+            arrays, metadata, step = self.checkpoints.restore(None, targets)
+            self._check_data(metadata, step)
+            message(f"continuing from step {step} of {self.timeline.total_steps}")
+            return from_canonical(arrays, self.layout, self.model), step
+        parent = branch_point(self.config)
+        if parent is not None:
+            folder, step = parent
+            targets = canonical_targets(self.layout, self.model)
+            arrays, _, step = Checkpoints(RunFolder(folder).checkpoints).restore(step, targets)
+            message(f"branching from step {step} of {folder}")
+            return from_canonical(arrays, self.layout, self.model), step
+        params = None
+        if self.config.train.init_from:
+            params = load_params(self.config.train.init_from, self.model, self.mesh)
+        state = fresh_state(
+            self.model,
+            self.optimizer,
+            seed=self.config.train.seed,
+            average=self.config.optimizer.average_decay is not None,
+            mesh=self.mesh,
+            params=params,
+        )
+        return state, 0
+
+    def save(self, step: int, arrays: dict[str, jax.Array]) -> None:
+        """Begin to save a checkpoint of canonical arrays."""
+        metadata = {
+            "cursor": self.timeline.at_step(step).cursor,
+            "data_hash": self.loader.hash,
+            "tokenizer_hash": self.tokenizer.hash,
+            "code_version": __version__,
+            "config": self.config.model_dump(mode="json"),
+        }
+        self.checkpoints.save(step, arrays, metadata, files=self._tokenizer_files)
+
+    @cached_property
+    def _tokenizer_files(self) -> dict[str, bytes]:
+        folder = self.folder.tokenizer
+        return {
+            f"tokenizer/{name}": storage.read_bytes(storage.join(folder, name))
+            for name in storage.list_names(folder)
+        }
+
+    def _check_data(self, metadata: dict[str, Any], step: int) -> None:
+        cursor = self.timeline.at_step(step).cursor
+        if metadata["data_hash"] != self.loader.hash:
+            raise CheckpointError(
+                f"{self.checkpoints.path(step)} was trained on other data: data hash "
+                f"{metadata['data_hash'][:12]}…, now {self.loader.hash[:12]}…; a token store was "
+                "rewritten; restore it, or start a new run with --branch-from"
+            )
+        if metadata["cursor"] != cursor:
+            raise CheckpointError(
+                f"{self.checkpoints.path(step)} had read {metadata['cursor']} examples, but this "
+                f"config has read {cursor} by step {step}"
+            )
+
+
+def prepare(
+    config: RunConfig,
+    *,
+    branch_from: str | None = None,
+    message: Message = lambda text: None,
+) -> Run:
+    """Resolve a config and build the run.
+
+    Args:
+        config: as loaded.
+        branch_from: `RUN` or `RUN@STEP` whose state a new run starts from.
+        message: told what a person should know.
+
+    Raises:
+        ConfigError: the config does not fit its data, or the folder is of another run.
+        DataError, TokenizerError: a store cannot be used.
+        ParallelError: the mesh or batch does not fit the devices.
+    """
+    folder = RunFolder(storage.join(config.output, config.name))
+    saved = None
+    if storage.exists(folder.config):
+        saved = yaml.safe_load(storage.read_text(folder.config))
+    if branch_from is not None:
+        config = branched(config, branch_from)
+    if saved is not None:
+        config = keep_derived(saved, config)
+    set_up_jax(config)
+    sources = open_sources(config.data)
+    tokenizer = TokenStore(next(iter(config.data.mixture.values())).store).tokenizer()
+    mesh = make_mesh(config.parallel)
+    resolved = _resolve(config, tokenizer, sources, mesh)
+    config = resolved.config
+    _claim_folder(folder, saved, config, tokenizer)
+
+    assert config.data.batch_size
+    loader = Loader(
+        sources, config.data, batch_size=config.data.batch_size, total=config.train.duration
+    )
+    for phase in loader.timeline.phases:
+        check_batch(phase.batch_size, mesh, accumulation=config.train.accumulation)
+    model = define(config.model, execution_of(config))
+    model.shardings(mesh)
+    steps = loader.timeline.steps
+    total = loader.timeline.total_steps
+    assert config.schedule.warmup and config.logging.every
+    assert config.eval.every and config.checkpoint.every
+    keep = config.checkpoint.keep_every
+    point = branch_point(config)
+    return Run(
+        folder=folder,
+        config=config,
+        derived=resolved.derived,
+        mesh=mesh,
+        model=model,
+        optimizer=make_optimizer(config.optimizer, model.parameters),
+        rate=RateSchedule(
+            config.schedule,
+            warmup_steps=steps(config.schedule.warmup),
+            total_steps=total,
+            start_step=point[1] if point else 0,
+        ),
+        loader=loader,
+        tokenizer=tokenizer,
+        checkpoints=Checkpoints(
+            folder.checkpoints,
+            keep_last=config.checkpoint.keep_last,
+            keep_every_steps=steps(keep) if keep else None,
+            message=message,
+        ),
+        intervals=Intervals(
+            log=max(1, steps(config.logging.every)),
+            eval=max(1, steps(config.eval.every)),
+            checkpoint=max(1, steps(config.checkpoint.every)),
+        ),
+    )
+
+
+def set_up_jax(config: RunConfig) -> None:
+    """Set what has to be set before jax starts its devices."""
+    if config.parallel.cpu_devices:
+        jax.config.update("jax_num_cpu_devices", config.parallel.cpu_devices)
+    if config.train.precision is Precision.FLOAT64:
+        jax.config.update("jax_enable_x64", True)
+    if config.logging.compile_cache:
+        import os
+
+        folder = os.path.expanduser(config.logging.compile_cache)
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def execution_of(config: RunConfig) -> Execution:
+    """How the model of a resolved config is computed."""
+    wide = config.train.precision is Precision.FLOAT64
+    assert config.train.precision
+    return Execution(
+        compute_dtype=jnp.dtype(config.train.precision.value),
+        param_dtype=jnp.float64 if wide else jnp.float32,
+        rematerialization=config.parallel.rematerialization,
+        scan_unroll=config.parallel.scan_unroll or 1,
+        loss_chunk=config.train.loss_chunk,
+    )
+
+
+def load_params(reference: str, model: ModelDefinition, mesh: Mesh) -> Params:
+    """Weights of another run's checkpoint (`RUN` or `RUN@STEP`), laid out for `model`.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or its model is another.
+    """
+    folder, step = require_run(reference)
+    return restore_params(folder, step, model, mesh, "params")[0]
+
+
+def restore_params(
+    folder: RunFolder, step: int | None, model: ModelDefinition, mesh: Mesh, kind: str
+) -> tuple[Params, int]:
+    """The `params` or `average` of a checkpoint and its step. Raises CheckpointError."""
+    layout = abstract_state(model, optax.identity(), average=kind == "average", mesh=mesh)
+    prefix = f"{kind}."
+    wanted = canonical_targets(layout, model)
+    targets = {name: t for name, t in wanted.items() if name.startswith(prefix)}
+    arrays, _, step = Checkpoints(folder.checkpoints).restore(step, targets, partial=True)
+    # What was not read keeps its description; only the weights are taken out.
+    state = from_canonical(wanted | arrays, layout, model)
+    return (state.average if kind == "average" else state.params), step
+
+
+def _resolve(
+    config: RunConfig, tokenizer: Tokenizer, sources: dict[str, Source], mesh: Mesh
+) -> Resolved:
+    model = resolve_model(
+        config.model, vocab_size=tokenizer.vocab_size, length=longest_length(config.data)
+    )
+    facts = Facts(
+        parameters=count_parameters(model),
+        non_embedding_parameters=count_non_embedding_parameters(model),
+        vocab_size=tokenizer.vocab_size,
+        train_tokens=sum(source.tokens.num_tokens for source in sources.values()),
+        num_devices=mesh.size,
+        platform=jax.default_backend(),
+        data_shards=data_shards(mesh),
+    )
+    return resolve(config, facts)
+
+
+def _claim_folder(
+    folder: RunFolder, saved: dict[str, Any] | None, config: RunConfig, tokenizer: Tokenizer
+) -> None:
+    """Write config and tokenizer into a new run folder; refuse one of another run."""
+    if saved is None:
+        tokenizer.save(folder.tokenizer)
+        storage.write_text(folder.config, to_yaml(config))
+        return
+    changes = meaning_diff(saved, config)
+    if changes:
+        listing = "\n  ".join(changes)
+        raise ConfigError(
+            f"{folder.path} holds a run with another config:\n  {listing}\n"
+            "give this run another name (name=…), or start it from that run's state with "
+            f"--branch-from {folder.path}"
+        )

@@ -1,0 +1,152 @@
+"""Speed of maxlm's train step on this machine's CPU, one JSON line per case.
+
+    python tools/bench_cpu.py                       every case
+    python tools/bench_cpu.py --case nano --steps 100 --cpu-devices 2
+
+Each line: tokens/s, seconds and CPU-seconds per step (median over rounds), time from process start
+to the end of the first step, peak memory, and for the shapes that allow it the time of the bare
+matmuls of the same step. A case runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+CASES = {
+    # nanoGPT's CPU model (its README): 4 layers, 4 heads, width 128, length 64, batch 12.
+    "nano": {
+        "model": {
+            "vocab_size": 65, "num_layers": 4, "embed_dim": 128, "num_heads": 4,
+            "num_kv_heads": 4, "head_dim": 32, "mlp_dim": 512, "mlp": "plain",
+            "activation": "gelu", "norm": "layer", "norm_epsilon": 1e-5, "positions": "learned",
+            "max_length": 64,
+        },
+        "length": 64, "batch_size": 12,
+    },
+    # The shape that MaxText was measured at.
+    "maxtext": {
+        "model": {
+            "vocab_size": 8192, "num_layers": 4, "embed_dim": 256, "num_heads": 4,
+            "num_kv_heads": 4, "head_dim": 64, "mlp_dim": 1024, "tie_embeddings": False,
+        },
+        "length": 512, "batch_size": 4,
+    },
+}
+CASES["maxtext-remat"] = CASES["maxtext"] | {"rematerialization": "full"}
+
+
+def main() -> None:
+    """Run the asked cases, each in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", choices=CASES, action="append")
+    parser.add_argument("--steps", type=int, default=20, help="steps per round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cpu-devices", type=int, default=os.cpu_count())
+    parser.add_argument("--matmuls", action="store_true", help="also time the bare matmuls")
+    parser.add_argument("--inside", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.inside:
+        print(json.dumps(measure(arguments.inside, arguments)), flush=True)
+        return
+    for case in arguments.case or CASES:
+        command = [sys.executable, __file__, "--inside", case, *sys.argv[1:]]
+        subprocess.run(command, check=True)
+
+
+def measure(name: str, arguments: argparse.Namespace) -> dict:
+    """Time one case in this process."""
+    case = CASES[name]
+    import jax
+    import numpy as np
+
+    jax.config.update("jax_num_cpu_devices", arguments.cpu_devices)
+    from maxlm.batch import Batch
+    from maxlm.config.schema import (
+        ModelConfig,
+        OptimizerConfig,
+        ParallelConfig,
+        Rematerialization,
+        ScheduleConfig,
+    )
+    from maxlm.model.decoder import Execution
+    from maxlm.model.definition import define
+    from maxlm.parallel.mesh import make_mesh
+    from maxlm.parallel.placement import local_rows, place_batch
+    from maxlm.train.optimizer import make_optimizer
+    from maxlm.train.schedule import RateSchedule
+    from maxlm.train.state import fresh_state
+    from maxlm.train.step import make_train_step
+
+    config = ModelConfig(**case["model"])
+    execution = Execution(
+        rematerialization=Rematerialization(case.get("rematerialization", "none")),
+        scan_unroll=config.num_layers,
+    )
+    model = define(config, execution)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), model.parameters)
+    rate = RateSchedule(ScheduleConfig(), warmup_steps=100, total_steps=2000)
+    mesh = make_mesh(ParallelConfig(replica=-1, fsdp=1))
+    batch_size, length = case["batch_size"], case["length"]
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, config.vocab_size, (batch_size, length + 1), dtype=np.int32)
+    positions = np.tile(np.arange(length, dtype=np.int32), (batch_size, 1))
+    ones = np.ones((batch_size, length), np.int32)
+    host = Batch(tokens[:, :-1], tokens[:, 1:], ones.astype(np.float32), ones, positions)
+    with jax.set_mesh(mesh):
+        state = fresh_state(model, optimizer, seed=0, average=False, mesh=mesh)
+        step = jax.jit(
+            make_train_step(
+                model, optimizer, rate, clip_norm=1.0,
+                token_bytes=np.ones(config.vocab_size, np.int32),
+            ),
+            donate_argnums=0,
+        )
+        rows = local_rows(batch_size, mesh)
+
+        def advance(count: int) -> None:
+            nonlocal state
+            for i in range(count):
+                state, metrics = step(state, place_batch(host, batch_size, rows, mesh))
+                if i % 8 == 7:
+                    metrics.nll.block_until_ready()
+            jax.block_until_ready(state)
+
+        advance(1)
+        first = time.time() - _process_start()
+        wall, cpu = [], []
+        advance(5)
+        for _ in range(arguments.rounds):
+            start, used = time.perf_counter(), time.process_time()
+            advance(arguments.steps)
+            wall.append((time.perf_counter() - start) / arguments.steps)
+            cpu.append((time.process_time() - used) / arguments.steps)
+    seconds = statistics.median(wall)
+    return {
+        "case": name,
+        "cpu_devices": arguments.cpu_devices,
+        "tokens_per_second": round(batch_size * length / seconds),
+        "step_seconds": round(seconds, 5),
+        "step_seconds_min_max": [round(min(wall), 5), round(max(wall), 5)],
+        "cpu_seconds_per_step": round(statistics.median(cpu), 5),
+        "first_step_seconds": round(first, 2),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "jax": jax.__version__,
+    }
+
+
+def _process_start() -> float:
+    """When this process started, in seconds since the epoch (from /proc)."""
+    ticks = int(open("/proc/self/stat").read().rsplit(")", 1)[1].split()[19])
+    uptime = float(open("/proc/uptime").read().split()[0])
+    return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    main()
