@@ -26,7 +26,7 @@ MECHANICS = frozenset(
         "train.deterministic",
     }
 )
-# Where null means "derived": a run keeps what was derived, or how it began.
+# Where null means "derived": a run keeps what was derived when it began.
 DERIVABLE = frozenset(
     {
         "model.vocab_size",
@@ -40,7 +40,6 @@ DERIVABLE = frozenset(
         "schedule.warmup",
         "train.duration",
         "train.precision",
-        "train.branch_from",
     }
 )
 
