@@ -126,8 +126,7 @@ def _looks_numeric(text: str) -> bool:
 
 def _check_heads(model: ModelConfig) -> Iterator[Problem]:
     if model.head_dim is None and model.embed_dim % model.num_heads:
-        fitting = [n for n in _divisors(model.embed_dim)]
-        nearest = sorted(fitting, key=lambda n: abs(n - model.num_heads))[:2]
+        nearest = sorted(_divisors(model.embed_dim), key=lambda n: abs(n - model.num_heads))[:2]
         yield Problem(
             ("model", "embed_dim"),
             f"{model.embed_dim} does not divide over num_heads {model.num_heads} "
@@ -314,4 +313,5 @@ def _check_effect(config: RunConfig, explicit: Set[str]) -> Iterator[Problem]:
 
 
 def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
+    """Divisors up to 4,096: more heads than that no one means."""
+    return [n for n in range(1, min(number, 4096) + 1) if number % n == 0]

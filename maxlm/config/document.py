@@ -58,7 +58,7 @@ class Node:
             if (isinstance(node.value, dict) and part in node.value) or (
                 isinstance(node.value, list) and isinstance(part, int) and part < len(node.value)
             ):
-                node = node.value[part]
+                node = node.value[int(part)]
             else:
                 break
         return node
@@ -193,6 +193,7 @@ class _Reader:
         try:
             if isinstance(raw, yaml.SequenceNode):
                 return Node([self.node(item, self._where(item)) for item in raw.value], origin)
+            assert isinstance(raw, yaml.MappingNode)
             return Node(self._mapping(raw), origin)
         finally:
             self._open.discard(id(raw))

@@ -31,6 +31,8 @@ def _nullable(rule: dict[str, Any]) -> dict[str, Any]:
     null = {"type": "null"}
     if null in rule.get("anyOf", ()):
         return rule
-    kept = {key: rule[key] for key in ("description", "default", "title") if key in rule}
+    kept: dict[str, Any] = {
+        key: rule[key] for key in ("description", "default", "title") if key in rule
+    }
     inner = {key: value for key, value in rule.items() if key not in kept}
     return {"anyOf": [inner, null], **kept}
