@@ -55,10 +55,11 @@ class Node:
         """The node at `path`, or the nearest one above it."""
         node = self
         for part in path:
-            if (isinstance(node.value, dict) and part in node.value) or (
-                isinstance(node.value, list) and isinstance(part, int) and part < len(node.value)
-            ):
-                node = node.value[int(part)]
+            inner = node.value
+            if isinstance(inner, dict) and part in inner:
+                node = inner[str(part)]
+            elif isinstance(inner, list) and part in range(len(inner)):
+                node = inner[int(part)]
             else:
                 break
         return node

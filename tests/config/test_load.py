@@ -2,6 +2,7 @@
 
 import pytest
 
+from maxlm import storage
 from maxlm.config.load import load_config, load_with_origins
 from maxlm.config.schema import AttentionSpan, Duration
 from maxlm.errors import ConfigError
@@ -204,3 +205,12 @@ def test_a_folder_of_the_same_name_does_not_hide_a_preset(tmp_path, monkeypatch)
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert load_config("runs/quickstart").name == "quickstart"
+
+
+def test_a_config_on_an_object_store_extends_what_lies_beside_it_and_presets():
+    storage.write_text("memory://team/base.yaml", "extends: models/nano-4x128\nname: base\n")
+    storage.write_text("memory://team/top.yaml", "extends: base\ndata: {length: 32}\n")
+    config = load_config("memory://team/top.yaml")
+    assert (config.name, config.data.length, config.model.embed_dim) == ("base", 32, 128)
+    storage.write_text("memory://team/bad.yaml", "nme: x\n")
+    assert "memory://team/bad.yaml:1: nme: unknown" in errors_of("memory://team/bad.yaml")
