@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     import yaml
 
-    checkpoints, step = _open(arguments.run)
+    checkpoints, (step,) = _open(arguments.run)
     found = checkpoints.description(step)
     metadata = dict(found.metadata)
     config = metadata.pop("config", None)
@@ -103,9 +104,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    checkpoints, step = _open(arguments.run, newest=not arguments.all)
+    checkpoints, steps = _open(arguments.run, every=arguments.all)
     damaged = 0
-    for number in checkpoints.steps() if arguments.all else [step]:
+    for number in steps:
         report = checkpoints.verify(number)
         if report.good:
             print(
@@ -120,21 +121,21 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 2 if damaged else 0
 
 
-def _open(reference: str, newest: bool = True) -> tuple[Checkpoints, int | None]:
+def _open(reference: str, every: bool = False) -> tuple[Checkpoints, list[int]]:
+    """A run's checkpoints and the steps meant: the one named, else the newest, else every one."""
     from maxlm.errors import CheckpointError
     from maxlm.train.checkpoints import Checkpoints
     from maxlm.train.run_folder import require_run
 
     found, step = require_run(reference)
     checkpoints = Checkpoints(found.checkpoints)
+    if step is not None:
+        checkpoints.path(step)  # raises, and says which there are
+        return checkpoints, [step]
     steps = checkpoints.steps()
     if not steps:
         raise CheckpointError(f"{found.checkpoints}: there is no complete checkpoint")
-    if step is None and newest:
-        step = steps[-1]
-    if step is not None:
-        checkpoints.path(step)
-    return checkpoints, step
+    return checkpoints, steps if every else steps[-1:]
 
 
 def array_table(arrays: dict[str, ArrayRecord]) -> str:
@@ -153,7 +154,7 @@ def array_table(arrays: dict[str, ArrayRecord]) -> str:
     return table(rows)
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Rows as left-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)

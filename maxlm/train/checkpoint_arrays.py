@@ -60,14 +60,7 @@ class ArrayWriter:
 def read_arrays(folder: str, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Read arrays by name onto the devices of their targets' shardings; each process its shards."""
     stored = {name: target for name, target in targets.items() if target.size}
-    arrays = {
-        # Orbax stores no empty arrays; nothing but shape and dtype is in them anyway.
-        name: jax.make_array_from_callback(
-            target.shape, target.sharding, lambda index, t=target: np.zeros(t.shape, t.dtype)[index]
-        )
-        for name, target in targets.items()
-        if not target.size
-    }
+    arrays = {name: _empty(target) for name, target in targets.items() if not target.size}
     arguments = {
         name: ocp.ArrayRestoreArgs(
             restore_type=jax.Array,
@@ -86,6 +79,12 @@ def read_on_host(folder: str, name: str) -> np.ndarray:
     """Read one stored array whole into host memory, as it is stored."""
     arguments = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
     return np.asarray(_read(folder, {name: 0}, arguments)[name])
+
+
+def _empty(target: jax.ShapeDtypeStruct) -> jax.Array:
+    # Orbax stores no arrays without elements; nothing but shape and dtype is in them anyway.
+    values = np.zeros(target.shape, target.dtype)
+    return jax.make_array_from_callback(target.shape, target.sharding, lambda index: values[index])
 
 
 def _read(folder: str, item: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,8 +89,8 @@ class Description:
     @property
     def bytes(self) -> int:
         """Bytes of all arrays and files."""
-        parts = [*self.arrays.values(), *self.files.values()]
-        return sum(part.bytes for part in parts)
+        arrays = sum(record.bytes for record in self.arrays.values())
+        return arrays + sum(record.bytes for record in self.files.values())
 
 
 @dataclass(frozen=True)

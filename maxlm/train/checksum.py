@@ -64,12 +64,11 @@ def dispatch_checksums(arrays: Mapping[str, jax.Array]) -> Pending:
 
     Raises CheckpointError for a dtype that has no words of 1, 2, 4 or 8 bytes (random keys, int4).
     """
-    groups: dict[tuple[int, ...], list[str]] = {}
+    groups: dict[Any, list[str]] = {}
     # Sorted, so that a save, a restore and `compile_checksums` share one compiled program.
     for name, array in sorted(arrays.items()):
         _word_dtype(name, array.dtype)
-        devices = tuple(sorted(device.id for device in array.sharding.device_set))
-        groups.setdefault(devices, []).append(name)
+        groups.setdefault(frozenset(array.sharding.device_set), []).append(name)
     pending = []
     for names in groups.values():
         members = [arrays[name] for name in names]

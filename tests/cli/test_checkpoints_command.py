@@ -13,6 +13,10 @@ from maxlm.cli.main import main
 from maxlm.train.checkpoints import Checkpoints
 
 
+# A read that Orbax gives up leaves others of its own running; their loop closes under them.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "quick"
