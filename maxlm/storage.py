@@ -36,7 +36,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
     """Whether a file or folder is there."""
     if not is_remote(path):
         return os.path.exists(_local(path))
-    with _typed(path):
+    with typed_errors(path):
         fs = _remote(path)
         fs.invalidate_cache()  # another process may have written it since it was last asked for
         return bool(fs.exists(os.fspath(path)))
@@ -44,7 +44,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 def size(path: str | os.PathLike[str]) -> int:
     """Bytes of a file. Raises StorageError when it is missing."""
-    with _typed(path):
+    with typed_errors(path):
         if is_remote(path):
             return int(_remote(path).size(os.fspath(path)))
         return os.path.getsize(_local(path))
@@ -52,7 +52,7 @@ def size(path: str | os.PathLike[str]) -> int:
 
 def list_names(path: str | os.PathLike[str]) -> list[str]:
     """Sorted names inside a folder; empty when it does not exist."""
-    with _typed(path):
+    with typed_errors(path):
         if not is_remote(path):
             return sorted(os.listdir(_local(path))) if os.path.isdir(_local(path)) else []
         fs = _remote(path)
@@ -69,14 +69,24 @@ def list_names(path: str | os.PathLike[str]) -> list[str]:
 def make_folder(path: str | os.PathLike[str]) -> None:
     """Create a folder and its parents (object stores need none)."""
     if not is_remote(path):
-        with _typed(path):
+        with typed_errors(path):
             os.makedirs(_local(path), exist_ok=True)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Whole content of a small file. Raises StorageError."""
-    with _typed(path), open_file(path, "rb") as file:
+    with typed_errors(path), open_file(path, "rb") as file:
         return bytes(file.read())
+
+
+def read_range(path: str | os.PathLike[str], start: int, stop: int) -> bytes:
+    """Bytes `[start, stop)` of a file. Raises StorageError."""
+    with typed_errors(path):
+        if is_remote(path):
+            return _remote(path).cat_file(os.fspath(path), start, stop)
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -89,7 +99,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a small file atomically, creating its folder. Raises StorageError."""
-    with _typed(path):
+    with typed_errors(path):
         if is_remote(path):
             # An object appears whole or not at all.
             _remote(path).pipe_file(os.fspath(path), content)
@@ -114,7 +124,7 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
 
 def remove_file(path: str | os.PathLike[str]) -> None:
     """Remove a file, if it is there."""
-    with _typed(path):
+    with typed_errors(path):
         if not is_remote(path):
             Path(_local(path)).unlink(missing_ok=True)
         elif exists(path):
@@ -123,7 +133,7 @@ def remove_file(path: str | os.PathLike[str]) -> None:
 
 def remove_tree(path: str | os.PathLike[str]) -> None:
     """Remove a folder and everything in it, if it is there."""
-    with _typed(path):
+    with typed_errors(path):
         if not is_remote(path):
             if os.path.isdir(_local(path)):
                 shutil.rmtree(_local(path))
@@ -133,7 +143,7 @@ def remove_tree(path: str | os.PathLike[str]) -> None:
 
 def open_file(path: str | os.PathLike[str], mode: str = "rb") -> IO[Any]:
     """Open a file, local or remote. Raises StorageError when it cannot be opened."""
-    with _typed(path):
+    with typed_errors(path):
         if is_remote(path):
             return _remote(path).open(os.fspath(path), mode)
         return open(_local(path), mode, encoding=None if "b" in mode else "utf-8")
@@ -160,7 +170,8 @@ def _remote(path: str | os.PathLike[str]) -> Any:
 
 
 @contextmanager
-def _typed(path: str | os.PathLike[str]) -> Iterator[None]:
+def typed_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn OSErrors inside the block into StorageErrors that name `path`."""
     try:
         yield
     except MaxLMError:
