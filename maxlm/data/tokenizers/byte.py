@@ -33,11 +33,15 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`: its UTF-8 bytes."""
-        return list(_utf8(text))
+        return self.encode_batch([text])[0].tolist()
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[np.ndarray]:
         """Ids of each text, as int32 arrays (`num_threads` has nothing to speed up)."""
-        return [np.frombuffer(_utf8(text), np.uint8).astype(np.int32) for text in texts]
+        try:
+            return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+        except UnicodeEncodeError:
+            require_unicode(texts)
+            raise
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; broken UTF-8 becomes U+FFFD."""
@@ -64,11 +68,3 @@ class ByteTokenizer:
 
     def _saved(self) -> Saved:
         return Saved.of(self, {})
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError:
-        require_unicode([text])
-        raise
