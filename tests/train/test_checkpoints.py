@@ -1,6 +1,8 @@
 """What is saved comes back, on any mesh; what does not fit is refused; old ones go in time."""
 
 import json
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -278,3 +280,25 @@ def test_a_folder_that_cannot_be_written_is_a_typed_error(tmp_path):
     with pytest.raises(StorageError, match=r"is a file, not a folder.*there is none before it"):
         checkpoints.save(1, {"params.x": jnp.ones(3)}, {})
     checkpoints.close()
+
+
+def test_preparing_ahead_leaves_nothing_to_compile_for_the_first_save(checkpoints, state):
+    checkpoints.prepare(targets(make_mesh(4, 2))).join()
+    compiled = []
+
+    def listen(event, _, **details):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        checkpoints.save(1, state, METADATA)
+        checkpoints.wait()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled == []
+
+
+def test_orbax_is_imported_only_when_it_is_needed():
+    code = "import sys, maxlm.train.checkpoints; assert 'orbax.checkpoint' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
