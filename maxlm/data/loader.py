@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,10 @@ from maxlm.data.prefetch import BatchIterator
 from maxlm.data.rows import RowSource, TokenArray, assemble, padding_batch
 from maxlm.data.windows import CutRows, Rows, row_numbers
 from maxlm.errors import ConfigError, DataError, did_you_mean
+
+# Examples located at once and remembered, because small batches would spend more time on calls
+# that locate a few examples than on reading them (measured: 100 µs for 8 examples, 250 for 1024).
+_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class Loader:
         self._mixtures: list[Mixture] = []
         self._lanes: list[list[_Lane]] = []
         self._lay_out()
+        self._chunk = lru_cache(maxsize=8)(self._locate_chunk)
 
     def batch(self, cursor: int, batch_size: int | None = None, rows: Rows = None) -> Batch:
         """The batch of examples `[cursor, cursor + batch_size)`, arrays `[len(rows), T]`.
@@ -105,16 +111,16 @@ class Loader:
                 f"{phase.index}, which has examples {phase.start_cursor} to {phase.end_cursor - 1}"
             )
         indices = cursor - phase.start_cursor + row_numbers(rows, batch_size)
-        numbers, ordinals = self._mixtures[phase.index].split(indices)
+        numbers, row_indices = self._locate(phase.index, indices)
         lanes = self._lanes[phase.index]
-        present = np.unique(numbers)
-        if len(present) == 1:
-            return _read(lanes[present[0]], ordinals)
+        if len(lanes) == 1 and len(indices):
+            return _read(lanes[0], row_indices)
         batch = padding_batch(len(indices), phase.length)
-        for number in present:
+        for number, lane in enumerate(lanes):
             where = np.flatnonzero(numbers == number)
-            for whole, part in zip(batch, _read(lanes[number], ordinals[where]), strict=True):
-                whole[where] = part
+            if len(where):
+                for whole, part in zip(batch, _read(lane, row_indices[where]), strict=True):
+                    whole[where] = part
         return batch
 
     def iterate(
@@ -219,6 +225,26 @@ class Loader:
         order = EpochOrder(rows.num_rows, self.data.seed, name)
         return _Lane(name, self.sources[name].tokens, rows, order, ordinal)
 
+    def _locate(self, phase: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lane number and row index of examples (int64 `[n]`, counted within the phase)."""
+        first, last = (indices[0], indices[-1]) if len(indices) else (0, 0)
+        if abs(last - first) >= _CHUNK or not (indices // _CHUNK == first // _CHUNK).all():
+            return self._locate_now(phase, indices)
+        numbers, row_indices = self._chunk(phase, int(first // _CHUNK))
+        within = indices % _CHUNK
+        return numbers[within], row_indices[within]
+
+    def _locate_chunk(self, phase: int, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._locate_now(phase, np.arange(chunk * _CHUNK, (chunk + 1) * _CHUNK))
+
+    def _locate_now(self, phase: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        numbers, ordinals = self._mixtures[phase].split(indices)
+        row_indices = np.empty(len(indices), np.int64)
+        for number, lane in enumerate(self._lanes[phase]):
+            where = numbers == number
+            row_indices[where] = lane.order(lane.first_ordinal + ordinals[where])
+        return numbers, row_indices
+
     def _rows_of(self, name: str, length: int) -> RowSource:
         """A source laid out in rows of `length`, made once."""
         if (name, length) not in self._rows:
@@ -271,7 +297,6 @@ def _lay_rows(name: str, source: Source, length: int, data: DataConfig) -> RowSo
     return CutRows(tokens, length)
 
 
-def _read(lane: _Lane, ordinals: np.ndarray) -> Batch:
-    """Examples of one source by their ordinals within the phase, int64 `[n]`."""
-    indices = lane.order(lane.first_ordinal + ordinals)
+def _read(lane: _Lane, indices: np.ndarray) -> Batch:
+    """Rows of one source by their indices, int64 `[n]`."""
     return assemble(lane.tokens, lane.rows.spans(indices), len(indices), lane.rows.length)

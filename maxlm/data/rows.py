@@ -119,15 +119,18 @@ def _segments(
     """Segment ids and positions, flat int32, and a mask of padding if there is any."""
     ends = origin + spans.lengths
     row_ends = (spans.rows + 1) * length
-    is_last = np.append(spans.rows[1:] != spans.rows[:-1], True)
+    is_last = np.ones(len(ends), bool)
+    is_last[:-1] = spans.rows[1:] != spans.rows[:-1]
     pads = ends[is_last & (ends < row_ends)]
-    pieces = np.sort(np.concatenate([origin, inside, pads]), kind="stable")
-    if len(pieces) > 1:  # a document without tokens begins where the next one does
-        pieces = pieces[np.append(True, pieces[1:] != pieces[:-1])]
-    lengths = np.diff(pieces, append=num_rows * length)
-    row_of = pieces // length
-    first_of_row = np.searchsorted(pieces, np.arange(num_rows) * length)
-    ids = (np.arange(len(pieces)) - first_of_row[row_of] + 1).astype(np.int32)
+    edges = np.concatenate([origin, inside, pads, [num_rows * length]])
+    edges.sort()
+    lengths = edges[1:] - edges[:-1]
+    if not lengths.all():  # a document without tokens begins where the next one does
+        edges = np.append(edges[:-1][lengths > 0], num_rows * length)
+        lengths = edges[1:] - edges[:-1]
+    pieces = edges[:-1]
+    first_of_row = np.searchsorted(pieces, _count_up(num_rows) * length)
+    ids = _count_up(len(pieces)) - first_of_row.astype(np.int32)[pieces // length] + 1
     if len(pads):
         ids[np.searchsorted(pieces, pads)] = 0
     segment_ids = np.repeat(ids, lengths)
@@ -153,7 +156,7 @@ def _tokens(
     return inputs, targets
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
 def _count_up(size: int) -> np.ndarray:
     """0, 1, …, size - 1, int32, kept because every batch of a shape needs the same."""
     numbers = np.arange(size, dtype=np.int32)

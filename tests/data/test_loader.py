@@ -1,7 +1,10 @@
 """The loader's promise: example i of a run is the same however, wherever and whenever it is read."""
 
+import subprocess
+import sys
 import threading
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -239,3 +242,20 @@ def test_batches_outside_the_run_or_across_phases_are_refused() -> None:
 def test_a_source_too_short_for_a_row_is_refused(split, packing: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         loader_of({"a": split}, packing=packing)
+
+
+def test_a_program_that_forgets_to_close_still_ends() -> None:
+    program = (
+        "from in_memory import loader_of, random_documents\n"
+        "batches = loader_of({'a': random_documents(0, 30)}, workers=3).iterate()\n"
+        "next(batches)\n"
+        "print('read')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "read\n"), done.stderr
