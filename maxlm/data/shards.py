@@ -152,7 +152,7 @@ class Shard:
         self._all_verified = False
         self._tokens: np.ndarray | None = None
         if not storage.is_remote(path) and record.tokens:
-            self._tokens = np.memmap(self._file, self._dtype, "r")
+            self._tokens = np.memmap(self._file, self._dtype, "r").view(np.ndarray)
         self._remote_block = lru_cache(REMOTE_CACHED_BLOCKS)(self._fetch)
 
     def read(self, start: int, stop: int) -> np.ndarray:

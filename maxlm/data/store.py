@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from functools import cached_property
 from typing import Any
 
@@ -98,6 +99,7 @@ class TokenSplit:
         self.num_documents: int = sum(r.documents for r in records)
         self.num_bytes: int = sum(r.bytes for r in records)
         self._offsets = np.cumsum([0, *(r.tokens for r in records)])  # [shards + 1]
+        self._shard_starts = self._offsets[:-1].tolist()
 
     @cached_property
     def document_starts(self) -> np.ndarray:
@@ -115,6 +117,11 @@ class TokenSplit:
             DataError: a block that it touches is damaged.
         """
         start, stop = max(start, 0), min(stop, self.num_tokens)
+        first = max(bisect_right(self._shard_starts, start) - 1, 0)
+        if first < len(self.shards):
+            begin, shard = self._shard_starts[first], self.shards[first]
+            if stop <= begin + shard.record.tokens:  # whole documents are read so, one by one
+                return shard.read(start - begin, stop - begin).astype(np.int32)
         parts = []
         for shard, offset in zip(self.shards, self._offsets[:-1], strict=True):
             begin = max(start - offset, 0)
