@@ -1,17 +1,17 @@
-"""A linear map whose gradients are written as the matmuls that hardware likes.
+"""A linear map written as one two-dimensional matmul, whose gradients are two more.
 
-JAX derives the weight gradient of `x @ w` as `(dyᵀ x)ᵀ`; on a CPU, XLA then materialises transposed
-copies of the activations. Here it is `xᵀ dy` in the kernel's own layout.
+JAX derives the weight gradient of a matmul over `[batch, length]` as one that contracts two dims;
+on a CPU, XLA then materialises transposed copies of the activations, fused with whatever made them
+(7 ms a layer for 768 tokens × 512 at the exact GELU). Over flattened tokens it needs none.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import math
 
 import jax
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def linear(x: jax.Array, kernel: jax.Array, contracted: int) -> jax.Array:
     """Contract the last `contracted` dims of `x` with the first of `kernel`.
 
@@ -23,26 +23,7 @@ def linear(x: jax.Array, kernel: jax.Array, contracted: int) -> jax.Array:
     Returns:
         `[…, out…]`.
     """
-    dims = (tuple(range(x.ndim - contracted, x.ndim)), tuple(range(contracted)))
-    return jax.lax.dot_general(x, kernel, (dims, ((), ())))
-
-
-def _forward(
-    x: jax.Array, kernel: jax.Array, contracted: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return linear(x, kernel, contracted), (x, kernel)
-
-
-def _backward(
-    contracted: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
-    outputs = kernel.ndim - contracted
-    over_out = (tuple(range(dy.ndim - outputs, dy.ndim)), tuple(range(contracted, kernel.ndim)))
-    dx = jax.lax.dot_general(dy, kernel, (over_out, ((), ())))
-    rows = tuple(range(x.ndim - contracted))
-    dkernel = jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
-    return dx, dkernel
-
-
-linear.defvjp(_forward, _backward)
+    rows, outputs = x.shape[: x.ndim - contracted], kernel.shape[contracted:]
+    width = math.prod(kernel.shape[:contracted])
+    flat = x.reshape(-1, width) @ kernel.reshape(width, -1)
+    return flat.reshape(*rows, *outputs)
