@@ -1,0 +1,1 @@
+"""Sources of text: files of many formats, data sets and samples, all read as documents."""

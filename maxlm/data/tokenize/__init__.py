@@ -1,0 +1,1 @@
+"""From text sources to a token store: `tokenize` in `maxlm.data.tokenize.run`."""
