@@ -53,7 +53,7 @@ class PackingPlan:
         """SHA-256 of everything that the plan says."""
         digest = hashlib.sha256(f"{PLAN_VERSION} {self.length} {self.num_skipped}".encode())
         for array in (self.row_offsets, self.starts, self.lengths):
-            digest.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")))
+            digest.update(array.astype(array.dtype.newbyteorder("<"), order="C").data)
         return digest.hexdigest()
 
 

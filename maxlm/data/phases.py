@@ -164,12 +164,13 @@ def build_timeline(
             raise ConfigError(
                 f"{where}.duration is open, but only the last of the {count} phases may leave it so"
             )
-        if duration is None and total is None:
+        asked = duration or (total and _left(total, phases))
+        if asked is None:
             raise ConfigError(f"{where}.duration: nothing says how long this phase is; set it")
         start = _end(phases[-1]) if phases else (0, 0, 0)
         rows = rows_per_epoch(weights, length) if rows_per_epoch else None
         phase = Phase(index, weights, length, size, 0, *start, rows_per_epoch=rows)
-        steps = _whole_steps(duration or _left(total, phases), phase)
+        steps = _whole_steps(asked, phase)
         if steps < 1:
             why = (
                 f"its duration is {duration}"
