@@ -26,7 +26,10 @@ class TokenArray(Protocol):
 
     num_tokens: int
     num_documents: int
-    document_starts: np.ndarray  # [num_documents + 1] int64, the last is num_tokens
+
+    @property
+    def document_starts(self) -> np.ndarray:
+        """Token offsets of the documents, int64 `[num_documents + 1]`; the last is num_tokens."""
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens `[start, stop)`, int32."""
