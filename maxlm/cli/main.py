@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.configure(command_parser)
-    parsed = command_parser.parse_args(arguments[1:])
+    parsed = _parse(command_parser, arguments[1:])
     try:
         return command.run(parsed)
     except MaxLMError as error:
@@ -57,6 +57,14 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         return 0
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Parse, letting options stand before, between and after `key=value` arguments."""
+    try:
+        return parser.parse_intermixed_args(arguments)
+    except TypeError:  # a command with subcommands: argparse can't intermix those
+        return parser.parse_args(arguments)
 
 
 def _top_parser() -> argparse.ArgumentParser:

@@ -189,6 +189,10 @@ class ParallelConfig(Section):
         Rematerialization.NONE,
         description="What the backward pass computes again: none, dots (all but matmuls) or full (all but each block's input).",
     )
+    compiler_options: dict[str, str | int | float | bool] = Field(
+        {},
+        description="XLA options of the train and evaluation programs; the hardware's presets set them.",
+    )
     scan_unroll: int | None = Field(
         None,
         ge=1,

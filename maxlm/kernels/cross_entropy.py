@@ -69,7 +69,7 @@ def _summed_loss(
     hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, options: _Options
 ) -> tuple[jax.Array, jax.Array]:
     def one(sums: Any, chunk: Any) -> tuple[Any, None]:
-        total, nll, _ = _chunk_loss(chunk[0], table, *chunk[1:], options)
+        total, nll, _ = _chunk_loss(table, options, *chunk)
         return (sums[0] + total, sums[1] + nll), None
 
     sums, _ = _over_chunks(one, _zero_sums(weights), (hidden, targets, weights), options.chunks)
@@ -83,7 +83,7 @@ def _forward(
 
     def one(carry: Any, chunk: Any) -> tuple[Any, jax.Array]:
         total_sum, nll_sum, table_grad = carry
-        total, nll, logits_grad = _chunk_loss(chunk[0], table, *chunk[1:], options)
+        total, nll, logits_grad = _chunk_loss(table, options, *chunk)
         logits_grad = logits_grad.astype(table.dtype)
         table_grad += jnp.einsum("btv,btd->vd", logits_grad, chunk[0], preferred_element_type=wide)
         hidden_grad = jnp.einsum("btv,vd->btd", logits_grad, table)
@@ -112,7 +112,7 @@ _summed_loss.defvjp(_forward, _backward)
 
 
 def _chunk_loss(
-    hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, options: _Options
+    table: jax.Array, options: _Options, hidden: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Loss sum, nll sum and the gradient of the loss sum by the logits `[B, T', V]`."""
     wide = weights.dtype

@@ -83,11 +83,11 @@ class Segment(nnx.Module):
         context: Context,
         caches: list[Cache] | None,
         execution: Execution,
-    ) -> tuple[jax.Array, list[Cache] | None]:
+    ) -> tuple[jax.Array, Any]:
         """Run every repeat on `x [B, T, D]`; caches have a leading `layers` dim too."""
         graph, stacked = nnx.split(self.blocks)
 
-        def group(x: jax.Array, slices: Any) -> tuple[jax.Array, list[Cache] | None]:
+        def group(x: jax.Array, slices: Any) -> tuple[jax.Array, Any]:
             state, cached = slices
             blocks = nnx.merge(graph, state)
             written = []
@@ -137,6 +137,7 @@ class Decoder(nnx.Module):
 
     def loss(self, batch: Batch, *, z_loss: float = 0.0) -> LossSums:
         """Sums over a batch of the loss and of its weights, without materialised logits."""
+        assert self.config.vocab_size
         context = Context(batch.segment_ids, self._rope(batch.positions), batch.segment_ids, 0)
         hidden, _ = self._hidden(batch.tokens, batch.positions, context, None)
         return cross_entropy(
@@ -179,9 +180,9 @@ class Decoder(nnx.Module):
             Float32 logits `[B, vocab_size]` and the caches with the tokens written.
         """
         context = Context(segment_ids, self._rope(positions), key_segments, offset)
-        hidden, caches = self._hidden(tokens, positions, context, caches)
-        assert caches is not None
-        return self._logits(hidden[:, -1:])[:, 0], caches
+        hidden, written = self._hidden(tokens, positions, context, caches)
+        assert written is not None
+        return self._logits(hidden[:, -1:])[:, 0], written
 
     def empty_caches(self, batch_size: int, length: int) -> list[list[Cache]]:
         """Caches for `length` tokens, per segment and block: `[L, B, S, K, C]` each."""

@@ -19,7 +19,7 @@ def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
     """Sorted indices of the batch rows that this process's devices hold."""
     place = sharding(mesh, ("batch",))
     indices = place.addressable_devices_indices_map((batch_size,)).values()
-    rows = {row for (index,) in indices for row in range(*index.indices(batch_size))}
+    rows = {row for index in indices if index for row in range(*index[0].indices(batch_size))}
     return np.array(sorted(rows), np.int64)
 
 
@@ -41,7 +41,8 @@ def place_batch(batch: Any, batch_size: int, rows: np.ndarray, mesh: Mesh) -> An
     position = {int(row): i for i, row in enumerate(rows)}
 
     def put(local: np.ndarray) -> jax.Array:
-        def piece(index: tuple[slice, ...]) -> np.ndarray:
+        def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             start = position[index[0].indices(batch_size)[0]]
             count = len(range(*index[0].indices(batch_size)))
             return local[start : start + count]

@@ -16,7 +16,7 @@ from maxlm.model.decoder import padded_vocab
 from maxlm.model.definition import ModelDefinition
 from maxlm.train.state import TrainState
 
-Arrays = dict[str, jax.Array]
+Arrays = dict[str, Any]
 
 
 def to_canonical(state: TrainState, model: ModelDefinition) -> Arrays:

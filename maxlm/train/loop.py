@@ -144,15 +144,17 @@ class _Steps:
     def dispatched(self, step: int, metrics: StepMetrics) -> None:
         """Take note of a dispatched step; handle those that are done by now."""
         self._in_flight.append((step, metrics))
-        while len(self._in_flight) > MAX_IN_FLIGHT or self._in_flight[0][1].nll.is_ready():
+        while self._in_flight and (len(self._in_flight) > MAX_IN_FLIGHT or self._oldest_is_done()):
             self._retire()
-            if not self._in_flight:
-                break
 
     def drain(self) -> None:
         """Wait for every step in flight."""
         while self._in_flight:
             self._retire()
+
+    def _oldest_is_done(self) -> bool:
+        nll: Any = self._in_flight[0][1].nll
+        return nll.is_ready()
 
     def _retire(self) -> None:
         step, metrics = self._in_flight.popleft()

@@ -84,7 +84,8 @@ def _by_group(
     def update(
         grads: dict[str, jax.Array], state: dict[str, optax.OptState], params: dict[str, jax.Array]
     ) -> tuple[dict[str, jax.Array], dict[str, optax.OptState]]:
-        updates, new_state = {}, {}
+        updates: dict[str, jax.Array] = {}
+        new_state: dict[str, optax.OptState] = {}
         for group, transform in transforms.items():
             part, new_state[group] = transform.update(
                 split(grads, group), state[group], split(params, group)

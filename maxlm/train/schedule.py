@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from maxlm.config.schema import ScheduleConfig, ScheduleKind
 
@@ -29,7 +30,7 @@ class RateSchedule:
     total_steps: int
     start_step: int = 0
 
-    def __call__(self, step: jax.Array) -> jax.Array:
+    def __call__(self, step: ArrayLike) -> jax.Array:
         """Float32 fraction for `step` (steps already taken, from 0; any shape)."""
         now = jnp.asarray(step, jnp.float32) - self.start_step
         total = self.total_steps - self.start_step

@@ -100,7 +100,8 @@ class Run:
             average_decay=config.optimizer.average_decay,
             token_bytes=self.token_bytes,
         )
-        return jax.jit(step, donate_argnums=0)
+        options = dict(config.parallel.compiler_options)
+        return jax.jit(step, donate_argnums=0, compiler_options=options)
 
     @property
     def is_finished(self) -> bool:
@@ -113,8 +114,9 @@ class Run:
         Raises:
             CheckpointError: there are checkpoints, but none is good or they are of other data.
         """
+        targets = canonical_targets(self.layout, self.model)
+        self.checkpoints.prepare(targets)
         if self.checkpoints.steps():
-            targets = canonical_targets(self.layout, self.model)
             arrays, metadata, step = self.checkpoints.restore(None, targets)
             self._check_data(metadata, step)
             message(f"continuing from step {step} of {self.timeline.total_steps}")
@@ -122,7 +124,6 @@ class Run:
         parent = branch_point(self.config)
         if parent is not None:
             folder, step = parent
-            targets = canonical_targets(self.layout, self.model)
             arrays, _, step = Checkpoints(RunFolder(folder).checkpoints).restore(step, targets)
             message(f"branching from step {step} of {folder}")
             return from_canonical(arrays, self.layout, self.model), step

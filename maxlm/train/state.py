@@ -19,10 +19,10 @@ class TrainState(NamedTuple):
     The data position is no part of it: the cursor follows from the step by the run's timeline.
     """
 
-    step: jax.Array  # int32, steps taken
-    skipped: jax.Array  # int32, steps whose gradients were not finite
-    params: Params
-    average: Params  # exponential average of the parameters; empty when none is kept
+    step: Any  # int32, steps taken
+    skipped: Any  # int32, steps whose gradients were not finite
+    params: Any  # dict by canonical name
+    average: Any  # likewise, exponential average of the parameters; empty when none is kept
     opt_state: Any
 
 
@@ -39,12 +39,9 @@ def abstract_state(
     everywhere = NamedSharding(mesh, P())
 
     def lay(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        name = next(
-            (k.key for k in path if isinstance(k, jax.tree_util.DictKey) and k.key in shardings),
-            None,
-        )
-        like_param = name is not None and leaf.shape == params[name].shape
-        place = shardings[name] if like_param else everywhere
+        keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+        names = [key for key in keys if key in params and leaf.shape == params[key].shape]
+        place = shardings[names[0]] if names else everywhere
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
     opt_state = jax.tree_util.tree_map_with_path(lay, jax.eval_shape(optimizer.init, params))
