@@ -207,7 +207,7 @@ def _describe(tokenizer: Tokenizer) -> str:
 
 
 def _table(found: Statistics) -> str:
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("bytes/token", "bytes", "tokens", "unknown", "fallback", "ids used", "not restored", "of")
     ]
     rows += [_row(group, group.group) for group in found.groups]
@@ -223,12 +223,16 @@ def _table(found: Statistics) -> str:
 
 
 def _row(counts: GroupCounts, name: str) -> tuple[str, ...]:
-    numbers = (counts.bytes, counts.tokens, counts.unknowns, counts.single_byte_tokens)
-    more = (counts.ids_used, f"{counts.not_restored} of {counts.texts}")
+    numbers = (
+        counts.bytes,
+        counts.tokens,
+        counts.unknowns,
+        counts.single_byte_tokens,
+        counts.ids_used,
+    )
     return (
         f"{counts.bytes_per_token:.3f}",
         *(f"{number:,}" for number in numbers),
-        f"{more[0]:,}",
-        more[1],
+        f"{counts.not_restored} of {counts.texts}",
         name.rsplit("/", 1)[-1],
     )

@@ -73,7 +73,7 @@ def read_texts(
             yield from _read_zip(path)
             continue
         with storage.open_file(path) as file:
-            stream: IO[bytes] = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
+            stream: Any = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
             try:
                 if path.removesuffix(".gz").endswith(".jsonl"):
                     yield from _read_jsonl(path, stream, field, group_field)

@@ -4,11 +4,16 @@ In goes the content of a `.model` file. A model that changes no text (identity n
 space put before it, a piece for every byte) is made exact: SentencePiece writes a space as U+2581
 and so cannot tell that character from a space; here U+2581 in a text is encoded by its three bytes,
 and decoding joins the bytes of the pieces. Other models encode and decode as the library does.
+
+A long text goes to BPE in chunks of lines where no piece crosses a line: the ids are the same, and
+merging, whose queue is as long as the text, takes half the time on books.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +25,13 @@ from maxlm.errors import TokenizerError
 
 FILE = "tokenizer.model"
 SPACE = "\u2581"
+
+# Texts longer than this go to BPE in chunks (500 to 2,000 characters were fastest).
+_CHUNK_CHARACTERS = 1000
+
+_LINE_ENDS = re.compile("\n+")
+
+_BPE = 2  # TrainerSpec.model_type
 
 # Types of pieces in a model file (sentencepiece_model.proto).
 _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 2, 3, 5, 6
@@ -51,13 +63,16 @@ class SentencePieceTokenizer:
         if self.exact:
             # With a piece for every byte, nothing is unknown.
             self.unk_id = None
-            self._space_ids = [ids.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+            self._splits_lines = _splits_lines(parsed)
+            self._space_ids = np.array(
+                [ids.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()], np.int32
+            )
         self.hash = self._saved().hash
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`."""
-        if self.exact and SPACE in text:
-            return self._encode_with_escapes(text)
+        if self.exact and (SPACE in text or len(text) > _CHUNK_CHARACTERS):
+            return self.encode_batch([text])[0].tolist()
         try:
             return self._processor.encode(text)
         except (RuntimeError, TypeError):
@@ -68,15 +83,12 @@ class SentencePieceTokenizer:
         """Ids of each text, as int32 arrays."""
         texts = list(texts)
         try:
-            batch = self._processor.encode_as_numpy(texts, num_threads=num_threads)
+            if not self.exact:
+                return self._encode_parts(texts, num_threads)
+            return self._encode_exactly(texts, num_threads)
         except (RuntimeError, TypeError):
             require_unicode(texts)
             raise
-        if self.exact:
-            for number, text in enumerate(texts):
-                if SPACE in text:
-                    batch[number] = np.array(self._encode_with_escapes(text), np.int32)
-        return batch
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`."""
@@ -104,13 +116,40 @@ class SentencePieceTokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         return (SentencePieceTokenizer, (self._model,))
 
-    def _encode_with_escapes(self, text: str) -> list[int]:
-        first, *others = text.split(SPACE)
-        ids = self.encode(first)
-        for part in others:
-            ids += self._space_ids
-            ids += self.encode(part)
-        return ids
+    def _encode_exactly(self, texts: list[str], num_threads: int) -> list[np.ndarray]:
+        parts: list[str] = []
+        stops = []
+        for text in texts:
+            if SPACE in text:
+                parts += _cut_at_spaces(text, self._chunks)
+            else:
+                parts += self._chunks(text)
+            stops.append(len(parts))
+        encoded = self._encode_parts(parts, num_threads)
+        return [
+            encoded[start] if stop - start == 1 else np.concatenate(encoded[start:stop])
+            for start, stop in pairwise([0, *stops])
+        ]
+
+    def _encode_parts(self, parts: list[str], num_threads: int) -> list[np.ndarray]:
+        """Ids of each part; a part that is U+2581 becomes its three bytes if the model is exact."""
+        encoded = self._processor.encode_as_numpy(parts, num_threads=num_threads)
+        if self.exact:
+            for number, part in enumerate(parts):
+                if part == SPACE:
+                    encoded[number] = self._space_ids
+        return encoded
+
+    def _chunks(self, text: str) -> list[str]:
+        """A text as it goes to the library: whole, or if long and BPE, cut after line ends."""
+        if len(text) <= _CHUNK_CHARACTERS or not self._splits_lines:
+            return [text]
+        chunks, start = [], 0
+        while cut := _LINE_ENDS.search(text, start + _CHUNK_CHARACTERS):
+            chunks.append(text[start : cut.end()])
+            start = cut.end()
+        chunks.append(text[start:])
+        return chunks
 
     def _saved(self) -> Saved:
         return Saved.of(self, {FILE: self._model})
@@ -119,10 +158,10 @@ class SentencePieceTokenizer:
 def _parse(model: bytes, name: str) -> tuple[Any, Any]:
     import sentencepiece
     from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2
+    from sentencepiece import sentencepiece_model_pb2 as model_format
 
     try:
-        parsed = sentencepiece_model_pb2.ModelProto()
+        parsed = model_format.ModelProto()  # type: ignore[attr-defined]
         parsed.ParseFromString(model)
         if not parsed.pieces:
             raise TokenizerError(f"{name}: no pieces in it ({len(model)} bytes)")
@@ -152,6 +191,20 @@ def _changes_no_text(parsed: Any) -> bool:
         and rules.escape_whitespaces
         and not parsed.denormalizer_spec.precompiled_charsmap
     )
+
+
+def _splits_lines(parsed: Any) -> bool:
+    """Whether the ids of a text are those of its parts between runs of newlines, put together."""
+    pieces = (piece.piece for piece in parsed.pieces if "\n" in piece.piece)
+    return parsed.trainer_spec.model_type == _BPE and all(not piece.strip("\n") for piece in pieces)
+
+
+def _cut_at_spaces(text: str, chunks: Callable[[str], list[str]]) -> Iterator[str]:
+    """Chunks of the text between characters U+2581, and those characters, each by itself."""
+    for number, part in enumerate(text.split(SPACE)):
+        if number:
+            yield SPACE
+        yield from chunks(part)
 
 
 def _optional(token_id: int) -> int | None:

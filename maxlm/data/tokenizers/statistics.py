@@ -98,7 +98,7 @@ def _count_ids(
 
 def _fallback_ids(tokenizer: Tokenizer) -> np.ndarray:
     """Ids of one byte that is no ASCII character: bool [vocab_size]."""
-    single = np.flatnonzero(tokenizer.token_bytes() == 1)
+    single = np.flatnonzero(tokenizer.token_bytes() == 1).tolist()
     falls_back = np.zeros(tokenizer.vocab_size, bool)
     falls_back[[i for i in single if tokenizer.decode_bytes([i]) >= b"\x80"]] = True
     return falls_back
@@ -106,7 +106,8 @@ def _fallback_ids(tokenizer: Tokenizer) -> np.ndarray:
 
 def _batches(texts: Iterable[tuple[str, str]]) -> Iterable[tuple[str, list[str]]]:
     """Consecutive texts of one group together, at most about a million characters."""
-    current, batch, characters = "", [], 0
+    current, characters = "", 0
+    batch: list[str] = []
     for group, text in texts:
         full = len(batch) >= _BATCH_TEXTS or characters >= _BATCH_CHARACTERS
         if batch and (group != current or full):

@@ -27,6 +27,7 @@ TRICKY = [
     "▅ ▁▅▁ \ue000",
     "x" * 50_000,
     "the fox " * 10_000,
+    "the fox\n\n\nand ▁ the dog\r\n\n" * 1000 + "▁",
 ]
 
 # Text as it comes, with the marks that tokenizers give a meaning mixed in.
@@ -105,6 +106,8 @@ def test_a_lone_surrogate_is_refused_with_its_place(tokenizer):
         tokenizer.encode("abc\ud800")
     with pytest.raises(TokenizerError, match=r"text 1 .*U\+DFFF at character 0"):
         tokenizer.encode_batch(["fine", "\udfff"])
+    with pytest.raises(TokenizerError, match=r"text 1 .*U\+D800 at character 40000"):
+        tokenizer.encode_batch(["▁ ▁", "a line\n▁" * 5000 + "\ud800"])
 
 
 def test_every_id_has_a_text_for_display(tokenizer):

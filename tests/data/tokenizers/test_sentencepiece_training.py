@@ -45,6 +45,17 @@ def test_the_same_text_gives_the_same_model_in_another_process(kind):
     assert other.stdout == trained(kind).hash
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.sampled_from(["the fox", " ", "\n", "\n\n", "\t", "Würde人", "\r\n"]), min_size=1)
+)
+def test_a_long_text_gives_the_ids_that_the_library_gives_for_the_whole(kind, words):
+    tokenizer = trained(kind)
+    text = "".join(words) * (5000 // len("".join(words)) + 1)
+    assert tokenizer.encode(text) == tokenizer._processor.encode(text)
+
+
 def test_the_kinds_learn_differently():
     assert trained("bpe").hash != trained("unigram").hash
 
