@@ -97,6 +97,7 @@ def tokenize(
     if storage.exists(storage.join(output, MANIFEST)):
         run.check_finished()
         return TokenizeResult(TokenStore(output), already_complete=True)
+    run.check_folder()
     with only_writer(output):
         run.begin()
         run.work(workers or _cores(), progress or (lambda _: None))
@@ -130,8 +131,17 @@ class _Run:
             self.hashes = {number: hash_file(file) for number, file in enumerate(self.files)}
         self._refuse_difference(_meaning(manifest, keys), _meaning(self._manifest_head(), keys))
 
+    def check_folder(self) -> None:
+        """Raise ConfigError when the output is a folder of something else."""
+        names = storage.list_names(self.output)
+        if names and UNFINISHED not in names:
+            raise ConfigError(
+                f"{self.output}: holds {', '.join(names[:5])} but no token store; choose another "
+                "folder"
+            )
+
     def begin(self) -> None:
-        """Write settings and tokenizer, or check that they are those of the run to continue."""
+        """Write settings, or check that they are those of the run to continue."""
         where = storage.join(self.folder, "settings.json")
         head = self._manifest_head()
         if storage.exists(where):
@@ -140,12 +150,6 @@ class _Run:
             keys = ["name", "format"]
             self._refuse_difference(_meaning(before, keys), _meaning(head, keys))
             return
-        others = [name for name in storage.list_names(self.output) if name != UNFINISHED]
-        if others:
-            raise ConfigError(
-                f"{self.output}: holds {', '.join(others[:5])} but no token store; choose another "
-                "folder"
-            )
         storage.write_text(where, json.dumps(head, indent=1))
 
     def work(self, workers: int, progress: Callable[[TokenizeProgress], None]) -> None:
