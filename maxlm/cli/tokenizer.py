@@ -9,13 +9,14 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from maxlm.data.document import Problems
     from maxlm.data.tokenizers import Tokenizer
     from maxlm.data.tokenizers.statistics import GroupCounts, Statistics
 
 TOKENIZER_HELP = (
     "byte, a .model file, a tokenizer.json, a folder with one, a GPT-2 folder, a run or a store"
 )
-INPUT_HELP = "files, folders or quoted globs: .txt, .jsonl (both also .gz), .zip of text files"
+INPUT_HELP = "files, folders or quoted globs: .txt, .jsonl, .parquet, .zip of texts, also .gz, .zst"
 EPILOG = """\
 examples:
   maxlm tokenizer train --input 'books/*.jsonl.gz' --kind bpe --vocab-size 8192 --output tokenizers/books
@@ -67,7 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     train.add_argument("--output", required=True, metavar="FOLDER", help="local or gs://")
     train.add_argument(
-        "--field", default="text", metavar="NAME", help="text field of JSONL (default: text)"
+        "--text-field", default="text", metavar="NAME", help="where records have it (default: text)"
     )
     train.add_argument(
         "--character-coverage",
@@ -82,6 +83,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=200e6,
         metavar="N",
         help="learn from at most so much text, lines spread evenly over it (default: 200e6)",
+    )
+    train.add_argument(
+        "--on-error",
+        choices=["fail", "skip"],
+        default="fail",
+        help="input that cannot be read: stop (default), or leave it out and count it",
     )
     train.add_argument(
         "--overwrite", action="store_true", help="replace what is in the output folder"
@@ -108,7 +115,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--by", metavar="FIELD", help="group JSONL by this field (a language) instead of by file"
     )
     stats.add_argument(
-        "--field", default="text", metavar="NAME", help="text field of JSONL (default: text)"
+        "--text-field", default="text", metavar="NAME", help="where records have it (default: text)"
+    )
+
+    stats.add_argument(
+        "--on-error",
+        choices=["fail", "skip"],
+        default="fail",
+        help="input that cannot be read: stop (default), or leave it out and count it",
     )
 
 
@@ -120,8 +134,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     from maxlm import storage
+    from maxlm.data.document import OnError, Problems
+    from maxlm.data.sources.finding import find_files
     from maxlm.data.tokenizers import train_sentencepiece
-    from maxlm.data.tokenizers.corpus import find_files, read_texts
+    from maxlm.data.tokenizers.corpus import read_texts
     from maxlm.errors import TokenizerError
 
     if storage.list_names(arguments.output) and not arguments.overwrite:
@@ -132,8 +148,9 @@ def _train(arguments: argparse.Namespace) -> int:
     files = find_files(arguments.input)
     print(f"reading {len(files)} file{'s' if len(files) != 1 else ''} and training …", flush=True)
     started = time.monotonic()
+    problems = Problems(OnError(arguments.on_error))
     tokenizer = train_sentencepiece(
-        (record.text for record in read_texts(files, arguments.field)),
+        (record.text for record in read_texts(files, problems, arguments.text_field)),
         vocab_size=arguments.vocab_size,
         kind=arguments.kind,
         character_coverage=arguments.character_coverage,
@@ -142,6 +159,7 @@ def _train(arguments: argparse.Namespace) -> int:
     tokenizer.save(arguments.output)
     print(f"trained in {time.monotonic() - started:.1f} s: {_describe(tokenizer)}")
     print(f"written to {arguments.output}")
+    _print_skipped(problems)
     return 0
 
 
@@ -186,19 +204,29 @@ def _decode(arguments: argparse.Namespace) -> int:
 
 
 def _stats(arguments: argparse.Namespace) -> int:
+    from maxlm.data.document import OnError, Problems
+    from maxlm.data.sources.finding import find_files
     from maxlm.data.tokenizers import load_tokenizer
-    from maxlm.data.tokenizers.corpus import find_files, read_texts
+    from maxlm.data.tokenizers.corpus import read_texts
     from maxlm.data.tokenizers.statistics import measure
 
     tokenizer = load_tokenizer(arguments.tokenizer)
-    records = read_texts(find_files(arguments.input), arguments.field, arguments.by)
-    found = measure(tokenizer, ((record.group or record.file, record.text) for record in records))
+    problems = Problems(OnError(arguments.on_error))
+    files = find_files(arguments.input)
+    records = read_texts(files, problems, arguments.text_field, arguments.by)
+    found = measure(tokenizer, ((record.group, record.text) for record in records))
     if arguments.json:
         print(json.dumps({"hash": tokenizer.hash, "kind": tokenizer.kind, **found.to_json()}))
     else:
         print(_describe(tokenizer))
         print(_table(found))
+    _print_skipped(problems)
     return 0
+
+
+def _print_skipped(problems: Problems) -> None:
+    for reason, count in problems.skipped.items():
+        print(f"left out: {count} of {reason}", file=sys.stderr)
 
 
 def _describe(tokenizer: Tokenizer) -> str:

@@ -59,10 +59,10 @@ def test_statistics_come_as_a_table_and_as_json(trained, tmp_path, capsys):
     assert "any text comes back" in table
     assert [line.split()[-1] for line in table.splitlines()[2:5]] == ["a.txt", "b.jsonl", "total"]
     assert "of 300 ids used" in table.splitlines()[-1]
-    assert main(["tokenizer", "stats", trained, *paths, "--json", "--by", "lang"]) == 0
+    assert main(["tokenizer", "stats", trained, paths[1], "--json", "--by", "lang"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [group["group"] for group in found["groups"]][1:] == ["en", "None"]
-    assert found["total"]["bytes"] == len(LINES) + len("Würde 人\n".encode()) + 7 + 3
+    assert [group["group"] for group in found["groups"]] == ["en", "(none)"]
+    assert found["total"]["bytes"] == len("the dog") + len("人".encode())
     assert found["total"]["not_restored"] == 0
 
 
@@ -84,7 +84,7 @@ def test_training_does_not_overwrite_unless_told(trained, tmp_path, capsys):
         (["train", "--input", "EMPTY", "--vocab-size", "300", "--output", "OUT"], "no text"),
         (
             ["train", "--input", "BAD", "--vocab-size", "300", "--output", "OUT"],
-            "bad.txt:1: not UTF",
+            "bad.txt:1 .byte 5.: not UTF",
         ),
         (["train", "--input", "TEXT", "--vocab-size", "9000", "--output", "OUT"], "at most"),
         (

@@ -1,153 +1,133 @@
-"""Text to train a tokenizer on or measure it with: files in, records of text out.
+"""Text to train a tokenizer on or measure it with: source files in, records of text out.
 
-Plain text (also gz), JSONL with a `text` field (also gz) and zip archives of text files are read in
-a stream, so that no file need fit into memory: a plain text comes in blocks.
+Sources are those of `maxlm.data.sources`, and zip archives of text files. Plain text comes in
+blocks, so that a file of any size can be read: a tokenizer does not care where a document ends.
 """
 
 from __future__ import annotations
 
 import codecs
-import glob
-import gzip
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 from maxlm import storage
-from maxlm.errors import DataError
+from maxlm.data.document import Problems, Reason
+from maxlm.data.sources.byte_stream import DamagedStreamError, read_blocks, split_blocks
+from maxlm.data.sources.reading import read_documents
+from maxlm.data.sources.source_file import ReadOptions, SourceFile
+from maxlm.errors import ConfigError
 
+# A line of JSON is held whole anyway; there is nothing further to protect here.
+_NO_LIMIT = 1 << 50
 _BLOCK_BYTES = 1 << 20
-_SUFFIXES = (".txt", ".txt.gz", ".md", ".jsonl", ".jsonl.gz", ".zip")
 
 
 @dataclass(frozen=True)
 class TextRecord:
-    """A text and the file it is of; of a zip archive, its member."""
+    """A text and what it counts for: its file (of an archive, the member), or its group."""
 
-    file: str
+    group: str
     text: str
-    group: str | None = None
-
-
-def find_files(patterns: Iterable[str]) -> list[str]:
-    """Files that paths, globs and folders name, sorted within each. Raises DataError."""
-    files: list[str] = []
-    for pattern in patterns:
-        if storage.is_remote(pattern):
-            files.append(pattern)
-        elif os.path.isdir(pattern):
-            found = [name for name in storage.list_names(pattern) if name.endswith(_SUFFIXES)]
-            if not found:
-                raise DataError(
-                    f"{pattern}: no text in this folder: it has no file *" + ", *".join(_SUFFIXES)
-                )
-            files += [storage.join(pattern, name) for name in found]
-        elif os.path.exists(pattern):
-            files.append(pattern)
-        elif found := sorted(glob.glob(pattern, recursive=True)):
-            files += [name for name in found if os.path.isfile(name)]
-        else:
-            raise DataError(f"{pattern}: no such file, and nothing matches it as a pattern")
-    return files
 
 
 def read_texts(
-    files: Iterable[str], field: str = "text", group_field: str | None = None
+    files: Iterable[SourceFile],
+    problems: Problems,
+    text_field: str = "text",
+    group_field: str | None = None,
 ) -> Iterator[TextRecord]:
     """Texts of the files, in order.
 
     Args:
-        files: paths, local or remote; `*.jsonl` and `*.jsonl.gz` are JSON lines, the rest text.
-        field: where a JSON line has its text.
-        group_field: where a JSON line says what it belongs to (its language, say).
+        files: from `maxlm.data.sources.finding.find_files`.
+        problems: raises or counts what cannot be read.
+        text_field: where records have their text.
+        group_field: where JSON lines say what they belong to (their language, say).
 
-    Raises DataError that names file and line or byte: not UTF-8, not JSON, no such field, damaged
-    compression.
+    Raises:
+        DataError: that names file and place, unless `problems` skips.
+        ConfigError: a group field is asked for, and a file is not JSON lines.
     """
-    for path in files:
-        if path.endswith(".zip"):
-            yield from _read_zip(path)
-            continue
-        with storage.open_file(path) as file:
-            stream: Any = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
-            try:
-                if path.removesuffix(".gz").endswith(".jsonl"):
-                    yield from _read_jsonl(path, stream, field, group_field)
-                else:
-                    yield from _read_plain(path, stream)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise DataError(f"{path}: damaged or cut short: {error}") from error
+    options = ReadOptions(text_field=text_field, max_document_bytes=_NO_LIMIT)
+    for file in files:
+        if group_field is not None:
+            yield from _read_groups(file, problems, options, group_field)
+        elif file.path.endswith(".zip"):
+            yield from _read_archive(file, problems)
+        elif file.format == "text":
+            yield from _read_plain(file.name, file.path, read_blocks(file.path), problems)
+        else:
+            for document in read_documents([file], options, problems):
+                yield TextRecord(file.name, document.text)
 
 
-def _read_plain(path: str, stream: IO[bytes]) -> Iterator[TextRecord]:
+def _read_plain(
+    group: str, path: str, blocks: Iterable[bytes], problems: Problems
+) -> Iterator[TextRecord]:
+    """A text in blocks; from the first place that is no UTF-8, the file is left out."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, line = 0, 1
-    while True:
-        block = stream.read(_BLOCK_BYTES)
-        pending = len(decoder.getstate()[0])
-        try:
-            text = decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            line += error.object[: error.start].count(b"\n")
-            raise DataError(
-                f"{path}:{line}: not UTF-8 text: {error.reason} at byte "
-                f"{offset - pending + error.start} (0x{error.object[error.start]:02X}); "
-                "convert the file, or leave it out"
-            ) from error
-        if text:
-            yield TextRecord(path, text)
-        if not block:
-            return
-        offset += len(block)
-        line += text.count("\n")
-
-
-def _read_jsonl(
-    path: str, stream: IO[bytes], field: str, group_field: str | None
-) -> Iterator[TextRecord]:
-    for number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}:{number}: not UTF-8 text: {error.reason} at byte {error.start} of the line"
-            ) from error
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON: {error.msg} (column {error.colno})") from (
-                error
-            )
-        text = _text_of(record, field)
-        if text is None:
-            raise DataError(
-                f"{path}:{number}: no text in the field '{field}'; the line has {_shape(record)}"
-            )
-        group = str(record.get(group_field)) if group_field else None
-        yield TextRecord(path, text, group)
-
-
-def _read_zip(path: str) -> Iterator[TextRecord]:
     try:
-        with storage.open_file(path) as file, zipfile.ZipFile(file) as archive:
+        for block in _and_then_nothing(blocks):
+            pending = len(decoder.getstate()[0])
+            text = decoder.decode(block, final=not block)
+            if text:
+                yield TextRecord(group, text)
+            offset += len(block)
+            line += text.count("\n")
+    except UnicodeDecodeError as error:
+        line += error.object.count(b"\n", 0, error.start)
+        where = f"{path}:{line} (byte {offset - pending + error.start})"
+        problems.report(
+            Reason.NOT_UTF8,
+            f"{where}: not UTF-8 text: {error.reason} (0x{error.object[error.start]:02X}); "
+            "convert the file, or leave it out",
+        )
+    except DamagedStreamError as error:
+        problems.report(Reason.CUT_SHORT, f"{path}: {error}; copy it again from where it came")
+
+
+def _and_then_nothing(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The blocks, cut small, then an empty one, at which a character cut short shows."""
+    for block in blocks:
+        for start in range(0, len(block), _BLOCK_BYTES):
+            yield block[start : start + _BLOCK_BYTES]
+    yield b""
+
+
+def _read_archive(file: SourceFile, problems: Problems) -> Iterator[TextRecord]:
+    path = file.path
+    try:
+        with storage.open_file(path) as opened, zipfile.ZipFile(opened) as archive:
             for name in sorted(archive.namelist()):
                 if name.endswith((".txt", ".md")):
                     with archive.open(name) as member:
-                        yield from _read_plain(f"{path}:{name}", member)
+                        yield from _read_plain(name, f"{path}:{name}", _blocks(member), problems)
     except (zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: damaged zip archive: {error}") from error
+        problems.report(Reason.CUT_SHORT, f"{path}: damaged zip archive: {error}")
 
 
-def _text_of(record: Any, field: str) -> str | None:
-    text = record.get(field) if isinstance(record, dict) else None
-    return text if isinstance(text, str) else None
+def _blocks(member: IO[bytes]) -> Iterator[bytes]:
+    while block := member.read(_BLOCK_BYTES):
+        yield block
 
 
-def _shape(record: Any) -> str:
-    if isinstance(record, dict):
-        return "the fields " + (", ".join(sorted(record)) or "(none)")
-    return f"a JSON {type(record).__name__}"
+def _read_groups(
+    file: SourceFile, problems: Problems, options: ReadOptions, group_field: str
+) -> Iterator[TextRecord]:
+    """JSON lines with their group; what is wrong with a line, the plain reader reports."""
+    if file.format != "jsonl":
+        raise ConfigError(
+            f"{file.path}: only JSON lines can be grouped by a field ('{group_field}'); "
+            "other files are counted file by file"
+        )
+    lines = split_blocks(read_blocks(file.path), b"\n", limit=_NO_LIMIT)
+    for document in read_documents([file], options, problems):
+        # Both read the same lines in order; those that were skipped are passed over here.
+        line = next(line for offset, line, _ in lines if offset == document.position)
+        group = json.loads(line or b"{}").get(group_field, "(none)")
+        yield TextRecord(str(group), document.text)

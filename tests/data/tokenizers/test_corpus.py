@@ -6,9 +6,11 @@ import zipfile
 
 import pytest
 
+from maxlm.data.document import OnError, Problems
+from maxlm.data.sources.finding import find_files
 from maxlm.data.tokenizers import corpus
-from maxlm.data.tokenizers.corpus import find_files, read_texts
-from maxlm.errors import DataError
+from maxlm.data.tokenizers.corpus import read_texts
+from maxlm.errors import ConfigError, DataError
 
 
 def write(path, content: bytes):
@@ -17,7 +19,11 @@ def write(path, content: bytes):
 
 
 def texts(*paths, **options):
-    return [record.text for record in read_texts(paths, **options)]
+    return [record.text for record in records(*paths, **options)]
+
+
+def records(*paths, problems=None, **options):
+    return list(read_texts(find_files(paths), problems or Problems(), **options))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
@@ -33,8 +39,22 @@ def test_plain_text_comes_as_it_is_in_blocks(tmp_path, monkeypatch, name):
 def test_json_lines_give_a_text_each(tmp_path, name):
     lines = [{"text": "one\ntwo", "lang": "en"}, {"text": "人", "lang": "zh"}]
     path = write(tmp_path / name, b"\n\n".join(json.dumps(line).encode() for line in lines))
-    records = list(read_texts([path], group_field="lang"))
-    assert [(r.text, r.group) for r in records] == [("one\ntwo", "en"), ("人", "zh")]
+    assert texts(path) == ["one\ntwo", "人"]
+    found = records(path, group_field="lang")
+    assert [(r.text, r.group) for r in found] == [("one\ntwo", "en"), ("人", "zh")]
+
+
+def test_lines_keep_their_groups_when_others_are_skipped(tmp_path):
+    content = b'{"text": "a", "l": "x"}\nbroken\n\n{"text": "", "l": "y"}\n{"text": "b", "l": "z"}'
+    problems = Problems(OnError.SKIP)
+    found = records(write(tmp_path / "a.jsonl", content), problems=problems, group_field="l")
+    assert [(r.text, r.group) for r in found] == [("a", "x"), ("b", "z")]
+    assert problems.skipped == {"not_json": 1, "empty_text": 1}
+
+
+def test_only_json_lines_have_groups(tmp_path):
+    with pytest.raises(ConfigError, match=r"a\.txt: only JSON lines"):
+        records(write(tmp_path / "a.txt", b"x"), group_field="lang")
 
 
 def test_an_archive_gives_its_text_files_as_files(tmp_path):
@@ -43,30 +63,7 @@ def test_an_archive_gives_its_text_files_as_files(tmp_path):
         archive.writestr("x/b.txt", "B")
         archive.writestr("x/a.txt", "A")
         archive.writestr("x/image.png", b"\xff")
-    records = list(read_texts([path]))
-    assert [(r.file, r.text) for r in records] == [
-        (f"{path}:x/a.txt", "A"),
-        (f"{path}:x/b.txt", "B"),
-    ]
-
-
-def test_files_are_found_by_path_pattern_and_folder(tmp_path):
-    for name in ("b.txt", "a.txt", "c.jsonl", "other.bin"):
-        write(tmp_path / name, b"x")
-    a, b, c = (str(tmp_path / name) for name in ("a.txt", "b.txt", "c.jsonl"))
-    assert find_files([str(tmp_path / "*.txt"), c]) == [a, b, c]
-    assert find_files([str(tmp_path)]) == [a, b, c]
-
-
-@pytest.mark.parametrize("missing", ["absent.txt", "no*.txt"])
-def test_a_missing_file_is_refused(tmp_path, missing):
-    with pytest.raises(DataError, match="no such file"):
-        find_files([str(tmp_path / missing)])
-
-
-def test_a_folder_without_text_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"no text in this folder: it has no file \*\.txt"):
-        find_files([str(tmp_path)])
+    assert [(r.group, r.text) for r in records(path)] == [("x/a.txt", "A"), ("x/b.txt", "B")]
 
 
 @pytest.mark.parametrize("block", [3, 8, 1 << 20])
@@ -79,18 +76,22 @@ def test_invalid_utf8_is_refused_with_line_and_byte(
 ):
     monkeypatch.setattr(corpus, "_BLOCK_BYTES", block)
     path = write(tmp_path / "x.txt", content)
-    with pytest.raises(DataError, match=rf"x\.txt:{line}: not UTF-8 text: .* at byte {byte} "):
+    with pytest.raises(DataError, match=rf"x\.txt:{line} \(byte {byte}\): not UTF-8 text"):
         texts(path)
+    problems = Problems(OnError.SKIP)
+    kept = "".join(record.text for record in records(path, problems=problems))
+    assert content.decode(errors="ignore").startswith(kept)
+    assert problems.skipped == {"not_utf8": 1}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"text": "ok"}\n{"text": \n', r":2: not JSON"),
-        (b'{"text": "ok"}\n{"txt": "x", "id": 3}\n', r":2: no text in the field 'text'.*id, txt"),
-        (b'{"text": null}', r":1: no text in the field 'text'"),
-        (b"[1]", r":1: no text.*a JSON list"),
-        (b'{"text": "\xff"}', r":1: not UTF-8"),
+        (b'{"text": "ok"}\n{"text": \n', r":2 .*not JSON"),
+        (b'{"text": "ok"}\n{"txt": "x", "id": 3}\n', r":2 .*no field 'text'.*id, txt"),
+        (b'{"text": null}', r":1 .*the field 'text' is a NoneType"),
+        (b"[1]", r":1 .*no field 'text'.*a JSON list"),
+        (b'{"text": "\xff"}', r":1 .*not UTF-8"),
     ],
 )
 def test_a_bad_json_line_is_refused_with_its_number(tmp_path, content, message):
@@ -102,10 +103,10 @@ def test_a_bad_json_line_is_refused_with_its_number(tmp_path, content, message):
 def test_compression_cut_short_is_refused(tmp_path, name):
     whole = gzip.compress(b'{"text": "some text that is long enough"}\n' * 100)
     (tmp_path / name).write_bytes(whole[:-20])
-    with pytest.raises(DataError, match=rf"{name}: damaged or cut short"):
+    with pytest.raises(DataError, match=rf"{name}: gzip file is cut short"):
         texts(str(tmp_path / name))
     (tmp_path / name).write_bytes(b"not gzip")
-    with pytest.raises(DataError, match=rf"{name}: damaged or cut short"):
+    with pytest.raises(DataError, match=rf"{name}: damaged gzip file"):
         texts(str(tmp_path / name))
 
 

@@ -5,6 +5,8 @@ import zipfile
 import pytest
 from tiny_tokenizers import SHARED, byte_level_json, exact_tokenizer, trained
 
+from maxlm.data.document import Problems
+from maxlm.data.sources.finding import find_files
 from maxlm.data.tokenizers import load_tokenizer, train_sentencepiece
 from maxlm.data.tokenizers.corpus import read_texts
 from maxlm.data.tokenizers.huggingface import HuggingFaceTokenizer
@@ -47,9 +49,8 @@ def test_a_tokenizer_of_english_alone_restores_hundreds_of_languages(kind):
     with zipfile.ZipFile(archive) as opened:
         english = opened.read("udhr2/eng.txt").decode()
     tokenizer = train_sentencepiece([english], vocab_size=700, kind=kind)
-    found = measure(
-        tokenizer, ((record.file, record.text) for record in read_texts([str(archive)]))
-    )
+    records = read_texts(find_files([str(archive)]), Problems())
+    found = measure(tokenizer, ((record.group, record.text) for record in records))
     assert len(found.groups) > 380
     assert (found.total.not_restored, found.total.unknowns) == (0, 0)
     by_name = {group.group.rsplit("/")[-1]: group for group in found.groups}
