@@ -1,8 +1,10 @@
-"""A linear map written as one two-dimensional matmul, whose gradients are two more.
+"""A linear map written as one two-dimensional matmul, with gradients that a CPU runs fast.
 
 JAX derives the weight gradient of a matmul over `[batch, length]` as one that contracts two dims;
 on a CPU, XLA then materialises transposed copies of the activations, fused with whatever made them
-(7 ms a layer for 768 tokens × 512 at the exact GELU). Over flattened tokens it needs none.
+(7 ms a layer for 768 tokens × 512 behind a GELU). Over flattened tokens it needs none. Of the two
+ways to write a weight gradient, the one that transposes the narrower operand is up to 1.5 times
+faster there.
 """
 
 from __future__ import annotations
@@ -25,5 +27,31 @@ def linear(x: jax.Array, kernel: jax.Array, contracted: int) -> jax.Array:
     """
     rows, outputs = x.shape[: x.ndim - contracted], kernel.shape[contracted:]
     width = math.prod(kernel.shape[:contracted])
-    flat = x.reshape(-1, width) @ kernel.reshape(width, -1)
+    flat = _matmul(x.reshape(-1, width), kernel.reshape(width, -1))
     return flat.reshape(*rows, *outputs)
+
+
+@jax.custom_vjp
+def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return x @ kernel
+
+
+def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _backward(residuals: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    if x.shape[1] <= dy.shape[1]:
+        kernel_grad = _contract_rows(x, dy)
+    else:
+        # Without the barrier XLA folds the transpose back into the slower form.
+        kernel_grad = jax.lax.optimization_barrier(_contract_rows(dy, x)).T
+    return dy @ kernel.T, kernel_grad
+
+
+_matmul.defvjp(_forward, _backward)
+
+
+def _contract_rows(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maxlm.config.schema import AttentionSpan, BiasKind, ModelConfig
-from maxlm.kernels.attention import attention
+from maxlm.kernels.attention import attention, reference_attention
 from maxlm.kernels.linear import linear
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer, Kind, declare, zeros
@@ -128,21 +128,24 @@ class Attention(nnx.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if context.rope is not None:
             query, key = apply_rope(query, *context.rope), apply_rope(key, *context.rope)
-        if cache is not None:
+        features = {"window": self.window, "logit_cap": self.logit_cap}
+        if cache is None:
+            segments = context.segment_ids
+            out = attention(query, key, value, segment_ids=segments, **features)
+        else:
             start = (0, context.offset, 0, 0)
             key = jax.lax.dynamic_update_slice(cache.key, key.astype(cache.key.dtype), start)
             value = jax.lax.dynamic_update_slice(
                 cache.value, value.astype(cache.value.dtype), start
             )
             cache = Cache(key, value)
-        out = attention(
-            query,
-            key,
-            value,
-            query_segments=context.segment_ids,
-            key_segments=context.key_segments,
-            query_offset=context.offset,
-            window=self.window,
-            logit_cap=self.logit_cap,
-        )
+            out = reference_attention(
+                query,
+                key,
+                value,
+                query_segments=context.segment_ids,
+                key_segments=context.key_segments,
+                query_offset=context.offset,
+                **features,
+            )
         return self.output(constrain(out, "batch", "length", "heads", "head_dim")), cache

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxlm.kernels.attention import attention
+from maxlm.kernels import attention as kernel
+from maxlm.kernels.attention import attention, reference_attention
 
 
 def _loops(query, key, value, segments, window, cap):
@@ -35,15 +36,36 @@ def test_attention_equals_its_definition_on_packed_rows(kv_heads, window, cap):
     query = rng.normal(size=(2, 17, 4, 8))
     key, value = rng.normal(size=(2, 2, 17, kv_heads, 8))
     segments = np.array([[1] * 6 + [2] * 8 + [0] * 3, [1] * 17])
-    got = attention(
-        *(jnp.asarray(x, jnp.float32) for x in (query, key, value)),
-        query_segments=segments,
-        key_segments=segments,
-        window=window,
-        logit_cap=cap,
+    arrays = [jnp.asarray(x, jnp.float32) for x in (query, key, value)]
+    got = reference_attention(
+        *arrays, query_segments=segments, key_segments=segments, window=window, logit_cap=cap
     )
     want = _loops(query, key, value, segments, window, cap)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 5, 40])
+@pytest.mark.parametrize("length", [8, 33, 64])
+def test_blocks_equal_the_whole_with_gradients(monkeypatch, window, length):
+    monkeypatch.setattr(kernel, "BLOCK", 8)
+    rng = np.random.default_rng(0)
+    query = jnp.asarray(rng.normal(size=(2, length, 4, 8)), jnp.float32)
+    key, value = jnp.asarray(rng.normal(size=(2, 2, length, 2, 8)), jnp.float32)
+    segments = jnp.asarray(np.sort(rng.integers(1, 4, (2, length)), axis=1))
+
+    def blocks(*arrays):
+        return attention(*arrays, segment_ids=segments, window=window)
+
+    def whole(*arrays):
+        return reference_attention(
+            *arrays, query_segments=segments, key_segments=segments, window=window
+        )
+
+    got, pullback = jax.vjp(blocks, query, key, value)
+    want, reference_pullback = jax.vjp(whole, query, key, value)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(pullback(got), reference_pullback(got), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_do_not_cross_documents():
@@ -52,7 +74,7 @@ def test_gradients_do_not_cross_documents():
     segments = jnp.asarray([[1] * 5 + [2] * 5])
 
     def second_document(key, value):
-        out = attention(query, key, value, query_segments=segments, key_segments=segments)
+        out = attention(query, key, value, segment_ids=segments)
         return (out[:, 5:] ** 2).sum()
 
     for grad in jax.grad(second_document, (0, 1))(key, value):
