@@ -18,6 +18,7 @@ from typing import Any
 from maxlm import storage
 from maxlm.data.document import OnError
 from maxlm.data.manifest import describe_difference, manifest_body, manifest_head, manifest_text
+from maxlm.data.shards import FILES, ShardRecord
 from maxlm.data.sources.finding import find_files
 from maxlm.data.sources.source_file import SourceFile
 from maxlm.data.store import MANIFEST, TokenStore
@@ -79,7 +80,7 @@ def tokenize(
         output: folder of the store, local or remote.
         settings: splits, markers, dtype and how sources are read.
         on_error: what to do about bad input.
-        workers: processes; None: one per core. The result does not depend on it. With more than
+        workers: processes; None: one per core (one for a small text). The result does not depend on it. With more than
             one, a program that calls this must do so under `if __name__ == "__main__":`.
         progress: called often.
 
@@ -100,7 +101,7 @@ def tokenize(
     run.check_folder()
     with only_writer(output):
         run.begin()
-        run.work(workers or _cores(), progress or (lambda _: None))
+        run.work(workers, progress or (lambda _: None))
         run.finish()
     return TokenizeResult(TokenStore(output), already_complete=False)
 
@@ -130,6 +131,7 @@ class _Run:
             keys.append("sha256")
             self.hashes = {number: hash_file(file) for number, file in enumerate(self.files)}
         self._refuse_difference(_meaning(manifest, keys), _meaning(self._manifest_head(), keys))
+        storage.remove_tree(self.folder)  # a kill just after the manifest leaves it
 
     def check_folder(self) -> None:
         """Raise ConfigError when the output is a folder of something else."""
@@ -152,7 +154,7 @@ class _Run:
             return
         storage.write_text(where, json.dumps(head, indent=1))
 
-    def work(self, workers: int, progress: Callable[[TokenizeProgress], None]) -> None:
+    def work(self, workers: int | None, progress: Callable[[TokenizeProgress], None]) -> None:
         """Do all units that are not done, and hash the sources."""
         self.tokenizer.save(storage.join(self.output, "tokenizer"))
         groups = plan_units(self.files, self.settings.read, self.settings.shard_bytes)
@@ -171,10 +173,11 @@ class _Run:
             progress(state)
 
         job = Job(self.output, self.settings, self.dtype.name, self.on_error)
-        alone = workers == 1 or state.total_bytes <= SMALL_BYTES
+        if workers is None:
+            workers = 1 if state.total_bytes <= SMALL_BYTES else _cores()
         done = (
             run_here(job, next_task, report)
-            if alone
+            if workers == 1
             else run_workers(job, next_task, report, workers)
         )
         for label, task, result in done:
@@ -201,8 +204,18 @@ class _Run:
             **self._manifest_head(),
             **manifest_body(shards, [result.skipped for result in results]),
         }
+        self._remove_strays(shards)
         storage.write_text(storage.join(self.output, MANIFEST), manifest_text(manifest))
         storage.remove_tree(self.folder)
+
+    def _remove_strays(self, shards: dict[str, list[ShardRecord]]) -> None:
+        """Remove what killed runs left half-written, and shards of files that have changed since."""
+        for split, records in shards.items():
+            folder = storage.join(self.output, split)
+            wanted = {f"{record.name}.{kind}" for record in records for kind in FILES}
+            for name in storage.list_names(folder):
+                if name not in wanted:
+                    storage.remove_file(storage.join(folder, name))
 
     def _manifest_head(self) -> dict[str, Any]:
         """What is known of the manifest before the first document is read."""
