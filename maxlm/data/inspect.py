@@ -165,7 +165,7 @@ def _describe_split(split: TokenSplit) -> dict[str, Any]:
             "min": int(lengths.min()),
             "median": float(np.median(lengths)),
             "mean": round(float(lengths.mean()), 2),
-            "p90": float(np.percentile(lengths, 90)),
+            "p90": round(float(np.percentile(lengths, 90)), 2),
             "max": int(lengths.max()),
         }
         facts["histogram"] = _histogram(lengths)
