@@ -111,6 +111,13 @@ def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     assert texts_of(tmp_path) == ["two\n\nparagraphs\n", "ü"]
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone;two")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "three"}\n')
+    assert texts_of(tmp_path) == ["one;two", "three"]
+    assert texts_of(tmp_path, document_separator=";") == ["one", "two", "three"]
+
+
 @pytest.mark.parametrize(
     ("line", "reason", "message"),
     [

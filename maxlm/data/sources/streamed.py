@@ -133,7 +133,9 @@ class JsonLinesReader(_StreamReader):
             )
             return
         except (json.JSONDecodeError, RecursionError) as error:
-            what = f"{error.msg} (column {error.colno})" if hasattr(error, "colno") else str(error)
+            what = str(error)
+            if isinstance(error, json.JSONDecodeError):
+                what = f"{error.msg} (column {error.colno})"
             problems.report(
                 Reason.NOT_JSON,
                 f"{self._where(offset)}: not JSON: {what}; the line begins {_begin(piece)}",
@@ -176,14 +178,12 @@ class SeparatedTextReader(_StreamReader):
             problems.report(Reason.TOO_LARGE, too_large(self._where(offset), size, self.options))
             return
         try:
-            text = piece.decode("utf-8")
+            text = _decode(piece, offset)
         except UnicodeDecodeError as error:
-            problems.report(Reason.NOT_UTF8, self._not_utf8(offset, error))
+            where = self._where(offset + error.start)
+            problems.report(Reason.NOT_UTF8, not_utf8(where, error))
             return
         yield Document(text, self.file.name, offset, f"{self.file.name}:{offset}")
-
-    def _not_utf8(self, offset: int, error: UnicodeDecodeError) -> str:
-        return not_utf8(self._where(offset + error.start), error)
 
 
 class WholeTextReader:
@@ -211,7 +211,7 @@ class WholeTextReader:
             problems.report(Reason.EMPTY_FILE, f"{path}: the file is empty")
         else:
             try:
-                text = content.decode("utf-8")
+                text = _decode(content, 0)
             except UnicodeDecodeError as error:
                 line = content.count(b"\n", 0, error.start) + 1
                 where = f"{path}:{line} (byte {error.start})"
@@ -233,6 +233,12 @@ def not_utf8(where: str, error: UnicodeDecodeError) -> str:
     """What to say of bytes that are no text."""
     found = error.object[error.start]
     return f"{where}: not UTF-8 text: {error.reason} (0x{found:02X}); convert the file, or drop it"
+
+
+def _decode(content: bytes, offset: int) -> str:
+    """Text, without the byte order mark that some editors put before a file."""
+    text = content.decode("utf-8")
+    return text.removeprefix("\ufeff") if offset == 0 else text
 
 
 def _begin(piece: bytes) -> str:
