@@ -170,16 +170,20 @@ def _tokenize(arguments: argparse.Namespace) -> int:
         ),
     )
     started = time.monotonic()
-    with ProgressDisplay() as display:
-        result = tokenize(
-            arguments.source,
-            tokenizer=arguments.tokenizer,
-            output=arguments.output,
-            settings=settings,
-            on_error=OnError(arguments.on_error),
-            workers=arguments.workers,
-            progress=display,
-        )
+    try:
+        with ProgressDisplay() as display:
+            result = tokenize(
+                arguments.source,
+                tokenizer=arguments.tokenizer,
+                output=arguments.output,
+                settings=settings,
+                on_error=OnError(arguments.on_error),
+                workers=arguments.workers,
+                progress=display,
+            )
+    except KeyboardInterrupt:
+        print("stopped; the same command continues where this one was", file=sys.stderr)
+        return 130
     manifest = result.store.manifest
     if result.already_complete:
         print(f"{arguments.output} is complete; nothing to do")
@@ -188,6 +192,8 @@ def _tokenize(arguments: argparse.Namespace) -> int:
             f"{name}: {split['documents']:,} documents, {split['tokens']:,} tokens, "
             f"{split['bytes']:,} bytes of text"
         )
+        if not split["documents"]:
+            print(f"  {name} is empty: few documents fell to it; see --split-by position")
     if manifest["skipped"]:
         counts = ", ".join(f"{count:,} {name}" for name, count in manifest["skipped"].items())
         print(f"left out: {counts}")

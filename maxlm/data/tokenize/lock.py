@@ -35,6 +35,8 @@ def only_writer(output: str) -> Iterator[None]:
         raise StorageError(
             f"{output}: another process is writing this store; wait for it, or end it"
         ) from error
+    except OSError:
+        pass  # a file system without locks: up to the user, as with object stores
     try:
         yield
     finally:

@@ -159,6 +159,7 @@ class _Run:
         self.tokenizer.save(storage.join(self.output, "tokenizer"))
         groups = plan_units(self.files, self.settings.read, self.settings.shard_bytes)
         state = TokenizeProgress(sum(map(text_bytes, self.files)))
+        self.records = set(storage.list_names(self.folder))
         self.schedule = Schedule(groups, self._recorded)
         hashing = iter(enumerate(self.files))
 
@@ -169,7 +170,7 @@ class _Run:
 
         def report(counts: Counts) -> None:
             state.done.add(counts)
-            state.reused_bytes = sum(unit.weight for unit in self.schedule.reused)
+            state.reused_bytes = self.schedule.reused_bytes
             progress(state)
 
         job = Job(self.output, self.settings, self.dtype.name, self.on_error)
@@ -250,7 +251,7 @@ class _Run:
     def _recorded(self, unit: Unit) -> UnitResult | None:
         """The result of a unit that was finished earlier, if its sources are as they were."""
         path = self._record_path(unit)
-        if not storage.exists(path):
+        if f"{unit.name}.json" not in self.records:
             return None
         result = UnitResult.of(json.loads(storage.read_text(path)))
         return result if result.key == unit.key else None

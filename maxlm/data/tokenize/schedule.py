@@ -50,7 +50,7 @@ class Schedule:
         self._groups = [_Group(list(units)) for units in groups]
         self._recorded = recorded
         self._first = 0  # groups before it are exhausted
-        self.reused: list[Unit] = []
+        self.reused_bytes = 0  # of text, estimated
 
     def next(self) -> tuple[int, Unit] | None:
         """The next unit to do and its group; None: none now (later perhaps, after `finish`)."""
@@ -62,7 +62,7 @@ class Schedule:
                 group.in_flight += 1
                 return chosen, unit
             self._keep(group, unit, result)
-            self.reused.append(unit)
+            self.reused_bytes += unit.weight
         return None
 
     def finish(self, group: int, unit: Unit, result: UnitResult) -> None:
