@@ -62,6 +62,9 @@ def main() -> None:
 
 def measure(name: str, arguments: argparse.Namespace) -> dict:
     """Time one case in this process."""
+    from maxlm.parallel.host_memory import keep_freed_memory
+
+    keep_freed_memory()
     case = CASES[name]
     import jax
     import numpy as np

@@ -46,6 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     from maxlm.train.interruption import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
     config = load_config(arguments.config, arguments.overrides)
+    if config.parallel.cpu_devices:
+        from maxlm.parallel.host_memory import keep_freed_memory
+
+        keep_freed_memory()  # before the imports below start jax
     outcome = pretrain(
         config, branch_from=arguments.branch_from, live=False if arguments.plain else None
     )
