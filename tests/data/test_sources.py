@@ -13,6 +13,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maxlm import storage
 from maxlm.data.document import OnError, Problems
 from maxlm.data.sources import byte_stream
 from maxlm.data.sources.finding import find_files
@@ -314,6 +315,7 @@ def test_names_are_relative_to_what_was_named_and_sorted(tmp_path: Path) -> None
         ("nothing.txt", "no such file"),
         ("*.parquet", "nothing matches it"),
         ("sample:tinyshakespear", r"did you mean 'tinyshakespeare'\?"),
+        ("table.csv", r"\.csv is not read: convert it to JSON lines or Parquet"),
         ("tfds:train", "a TFDS source is tfds:NAME_OR_FOLDER:SPLIT"),
         (".", "no text in this folder"),
     ],
@@ -322,8 +324,27 @@ def test_a_source_that_is_not_there_says_what_sources_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "table.csv").write_text("a,b")
     with pytest.raises(DataError, match=message):
         find_files([source])
+
+
+def test_json_is_read_as_json_lines_and_an_unknown_name_as_text(tmp_path: Path) -> None:
+    (tmp_path / "c4.json.gz").write_bytes(gzip.compress(json_lines(TEXTS)))
+    (tmp_path / "dataset_info.json").write_text("{}")
+    assert texts_of(tmp_path) == TEXTS
+    (tmp_path / "README").write_text("read me")
+    assert texts_of(tmp_path / "README") == ["read me"]
+
+
+def test_objects_are_found_by_name_by_folder_and_by_pattern() -> None:
+    for name in ("a.jsonl", "b.jsonl", "c.png"):
+        storage.write_bytes(f"memory://corpus/{name}", json_lines([name]))
+    assert texts_of("memory://corpus/a.jsonl") == ["a.jsonl"]
+    assert texts_of("memory://corpus") == ["a.jsonl", "b.jsonl"]
+    assert texts_of("memory://corpus/b*") == ["b.jsonl"]
+    with pytest.raises(DataError, match="nothing matches it as a pattern"):
+        find_files(["memory://corpus/x*"])
 
 
 def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ In go specifications such as `books/`, `'corpus/*.jsonl.gz'`, `tfds:lm1b:train` 
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 from collections.abc import Sequence
@@ -15,12 +16,32 @@ from maxlm import storage
 from maxlm.data.sources.source_file import SourceFile
 from maxlm.errors import DataError, did_you_mean
 
-FORMATS = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
-FORMATS |= {".arrow": "arrow"}
+FORMATS = {
+    ".txt": "text",
+    ".md": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",  # JSON lines, as many corpora name them
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+# Named outright, a file of another kind is read as text, but not these.
+_REFUSED = {
+    ".csv": "convert it to JSON lines or Parquet",
+    ".tsv": "convert it to JSON lines or Parquet",
+    ".tar": "unpack it",
+    ".tgz": "unpack it",
+    ".bz2": "unpack it, or pack it again as .zst or .gz",
+    ".xz": "unpack it, or pack it again as .zst or .gz",
+    ".warc": "extract its text first",
+    ".pdf": "extract its text first",
+}
 SAMPLES = {"tinyshakespeare": "tinyshakespeare.txt"}
+# Beside the data of a Hugging Face data set, not part of it.
+_DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _ACCEPTED = (
-    "a source is a file, a folder or a quoted glob of .txt, .md, .jsonl (these also .gz, .zst), "
-    ".parquet; a folder of Hugging Face's save_to_disk; tfds:NAME_OR_FOLDER:SPLIT; sample:"
+    "a source is a file, a folder or a quoted glob of .txt, .md, .jsonl or .json lines (these also "
+    ".gz, .zst), .parquet; a folder of Hugging Face's save_to_disk; tfds:NAME_OR_FOLDER:SPLIT; sample:"
     + ", sample:".join(SAMPLES)
 )
 
@@ -63,14 +84,14 @@ def _find(specification: str) -> list[SourceFile]:
     if os.path.isdir(path):
         return _find_folder(path)
     if os.path.isfile(path):
-        return [_local(path, os.path.basename(path), format_of(path) or "text")]
+        return [_local(path, os.path.basename(path))]
     matches = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
     if not matches:
         raise DataError(
             f"{specification}: no such file, and nothing matches it as a pattern; {_ACCEPTED}"
         )
     root = os.path.dirname(path[: _first_wildcard(path)])
-    return [_local(m, os.path.relpath(m, root or "."), format_of(m) or "text") for m in matches]
+    return [_local(match, os.path.relpath(match, root or ".")) for match in matches]
 
 
 def _find_folder(path: str) -> list[SourceFile]:
@@ -80,9 +101,8 @@ def _find_folder(path: str) -> list[SourceFile]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             whole = os.path.join(folder, name)
-            known = format_of(name)
-            if known and not name.startswith("."):
-                files.append(_local(whole, os.path.relpath(whole, path), known))
+            if format_of(name) and not name.startswith(".") and name not in _DESCRIPTIONS:
+                files.append(_local(whole, os.path.relpath(whole, path)))
     if not files:
         raise DataError(f"{path}: no text in this folder: it has no file *" + ", *".join(FORMATS))
     if any(file.format == "arrow" for file in files):
@@ -93,23 +113,23 @@ def _find_folder(path: str) -> list[SourceFile]:
 
 
 def _find_remote(specification: str) -> list[SourceFile]:
-    """An object, or the objects of known formats in a folder."""
+    """An object, those of a folder that have a known format, or those whose names match."""
     path = specification.rstrip("/")
+    folder, _, last = path.rpartition("/")
+    if _first_wildcard(last) < len(last):
+        names = [n for n in storage.list_names(folder) if fnmatch.fnmatchcase(n, last)]
+        if not names:
+            raise DataError(f"{specification}: nothing matches it as a pattern; {_ACCEPTED}")
+        return [_object(storage.join(folder, name), name) for name in names]
     names = storage.list_names(path)
-    if not names or names == [path.rsplit("/", 1)[-1]]:
+    if not names or names == [last]:
         if not storage.exists(path):
             raise DataError(f"{specification}: no such object; {_ACCEPTED}")
-        name = path.rsplit("/", 1)[-1]
-        return [SourceFile(path, name, format_of(path) or "text", storage.size(path))]
-    files = []
-    for name in names:
-        known = format_of(name)
-        if known:
-            whole = storage.join(path, name)
-            files.append(SourceFile(whole, name, known, storage.size(whole)))
-    if not files:
+        return [_object(path, last)]
+    known = [name for name in names if format_of(name) and name not in _DESCRIPTIONS]
+    if not known:
         raise DataError(f"{path}: no text in this folder: it has no file *" + ", *".join(FORMATS))
-    return files
+    return [_object(storage.join(path, name), name) for name in known]
 
 
 def _sample(specification: str) -> SourceFile:
@@ -119,13 +139,31 @@ def _sample(specification: str) -> SourceFile:
             f"no sample '{name}'{did_you_mean(name, SAMPLES)}; there is {', '.join(SAMPLES)}"
         )
     path = str(resources.files("maxlm.data.samples").joinpath(SAMPLES[name]))
-    return _local(path, specification, "text")
+    return _local(path, specification)
 
 
-def _local(path: str, name: str, known: str) -> SourceFile:
-    state = os.stat(path)
+def _local(path: str, name: str) -> SourceFile:
+    with storage.typed_errors(path):
+        state = os.stat(path)
     name = name.replace(os.sep, "/")
-    return SourceFile(path, name, known, state.st_size, state.st_mtime_ns)
+    return SourceFile(path, name, _format_or_text(path), state.st_size, state.st_mtime_ns)
+
+
+def _object(path: str, name: str) -> SourceFile:
+    return SourceFile(path, name, _format_or_text(path), storage.size(path))
+
+
+def _format_or_text(path: str) -> str:
+    """The format of a file that was named. Raises DataError when it is none that can be read."""
+    known = format_of(path)
+    if known:
+        return known
+    _, extension = os.path.splitext(path.removesuffix(".gz").removesuffix(".zst"))
+    if extension.lower() in _REFUSED:
+        raise DataError(
+            f"{path}: {extension} is not read: {_REFUSED[extension.lower()]}; {_ACCEPTED}"
+        )
+    return "text"
 
 
 def _first_wildcard(path: str) -> int:

@@ -52,35 +52,50 @@ class TfdsReader:
 
     def read(self, stretch: Stretch, problems: Problems) -> Iterator[Document]:
         """Documents of the examples `[start, stop)`."""
-        source, field, name = self._source(), self.options.text_field, self.file.name
+        source = self._source()
         stop = len(source) if stretch.stop is None else stretch.stop
         for first in range(stretch.start, stop, _BATCH_EXAMPLES):
             numbers = range(first, min(first + _BATCH_EXAMPLES, stop))
-            for number, example in zip(numbers, source.__getitems__(numbers), strict=True):
-                where = f"{self.file.path}, example {number}"
-                if field not in example:
-                    problems.report(
-                        Reason.NO_TEXT,
-                        f"{where}: no feature '{field}'{did_you_mean(field, example)}; it has "
-                        f"{', '.join(example)}; `--text-field NAME` names another",
-                    )
-                    continue
-                text = example[field]
-                try:
-                    text = text.decode("utf-8") if isinstance(text, bytes) else text
-                except UnicodeDecodeError as error:
-                    problems.report(
-                        Reason.NOT_UTF8,
-                        f"{where}: not UTF-8 text: {error.reason} at byte {error.start}",
-                    )
-                    continue
-                if not isinstance(text, str):
-                    kind = type(text).__name__
-                    problems.report(
-                        Reason.NOT_A_STRING, f"{where}: the feature '{field}' is a {kind}, no text"
-                    )
-                    continue
-                yield Document(text, name, number, f"{name}:{number}")
+            try:
+                examples = source.__getitems__(numbers)
+            except Exception as error:  # the record reader raises types of its own
+                problems.report(
+                    Reason.NOT_READABLE,
+                    f"{self.file.path}, examples {numbers[0]} to {numbers[-1]}: cannot be read: "
+                    f"{error}; prepare the builder again",
+                )
+                continue
+            for number, example in zip(numbers, examples, strict=True):
+                yield from self._documents(number, example, problems)
+
+    def _documents(
+        self, number: int, example: dict[str, Any], problems: Problems
+    ) -> Iterator[Document]:
+        """The document of an example, or none."""
+        field, name = self.options.text_field, self.file.name
+        where = f"{self.file.path}, example {number}"
+        if field not in example:
+            problems.report(
+                Reason.NO_TEXT,
+                f"{where}: no feature '{field}'{did_you_mean(field, example)}; it has "
+                f"{', '.join(example)}; `--text-field NAME` names another",
+            )
+            return
+        text = example[field]
+        try:
+            text = text.decode("utf-8") if isinstance(text, bytes) else text
+        except UnicodeDecodeError as error:
+            problems.report(
+                Reason.NOT_UTF8, f"{where}: not UTF-8 text: {error.reason} at byte {error.start}"
+            )
+            return
+        if not isinstance(text, str):
+            problems.report(
+                Reason.NOT_A_STRING,
+                f"{where}: the feature '{field}' is a {type(text).__name__}, no text",
+            )
+            return
+        yield Document(text, name, number, f"{name}:{number}")
 
     def _source(self) -> Any:
         if self._examples is None:
