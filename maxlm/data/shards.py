@@ -174,7 +174,12 @@ class Shard:
 
     def verify(self) -> None:
         """Check every block. Raises DataError naming the first that is damaged."""
-        self._verify(np.array([0]), self.record.tokens)
+        if self._tokens is not None:
+            self._verify(np.array([0]), self.record.tokens)
+            return
+        per_block = REMOTE_BLOCK_BYTES // self._dtype.itemsize
+        for block in range(-(-self.record.tokens // per_block)):
+            self._fetch(block)
 
     def _verify(self, starts: np.ndarray, length: int) -> None:
         if self._all_verified or not length:
