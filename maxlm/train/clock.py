@@ -3,10 +3,36 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 PARTS = ("data_wait", "save_wait", "eval")
+
+
+# The host sees steps finish in bursts (it dispatches ahead), so speed is taken over at least this.
+SPEED_SECONDS = 2.0
+
+
+class Speed:
+    """Tokens per second and seconds per step over the last couple of seconds of training."""
+
+    def __init__(self) -> None:
+        self._parts: deque[tuple[int, int, float]] = deque()
+
+    def add(self, steps: int, tokens: int, seconds: float) -> tuple[float, float]:
+        """Count finished steps; returns tokens per second and seconds per step.
+
+        Args:
+            steps: steps since the last call.
+            tokens: their tokens.
+            seconds: their time, evaluation left out.
+        """
+        self._parts.append((steps, tokens, seconds))
+        while sum(part[2] for part in list(self._parts)[1:]) >= SPEED_SECONDS:
+            self._parts.popleft()
+        all_steps, all_tokens, all_seconds = map(sum, zip(*self._parts, strict=True))
+        return all_tokens / max(all_seconds, 1e-9), all_seconds / all_steps
 
 
 class Clock:
@@ -16,6 +42,7 @@ class Clock:
         self.started = time.perf_counter()
         self._last = self.started
         self._parts = dict.fromkeys(PARTS, 0.0)
+        self.speed = Speed()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:

@@ -6,6 +6,7 @@ as hooks, so that the loop knows none of them.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -61,30 +62,58 @@ def train(run: Run, hooks: Iterable[Hook], writer: RecordWriter) -> Outcome:
         CheckpointError: a save failed, or no checkpoint can be restored.
         DataError: a token store is damaged.
     """
-    hooks = list(hooks)
     with jax.set_mesh(run.mesh), Interruption() as interruption:
         state, step = run.restore_or_begin(writer.message)
         writer.write(start_record(run, resumed_from=step or None))
-        steps = _Steps(run, writer)
-        rows = _rows_of(run)
-        cursor = run.timeline.at_step(step).cursor
-        with run.loader.iterate(cursor, rows) as batches:
-            while step < run.timeline.total_steps and not interruption.reached(step):
-                with steps.clock.part("data_wait"):
-                    batch = next(batches)
-                size = run.timeline.at_step(step).batch_size
-                placed = place_batch(batch, size, rows(size), run.mesh)
-                state, metrics = run.train_step(state, placed)
-                step += 1
-                steps.dispatched(step, metrics)
-                _between_steps(run, hooks, writer, steps, state, step)
-        steps.drain()
-        if run.checkpoints.latest != step:
-            _save(run, writer, steps, state, step)
-        run.checkpoints.close()
+        steps = _Steps(run, writer, step)
+        try:
+            state = _take_steps(run, list(hooks), writer, steps, state, interruption)
+            if run.checkpoints.latest != steps.dispatched:
+                _save(run, writer, steps, state)
+            run.checkpoints.close()
+        except BaseException:
+            _end_failed(run, writer, steps)
+            raise
+    step = steps.dispatched
     reason = "finished" if step >= run.timeline.total_steps else interruption.reason
     writer.write({"kind": "end", "step": step, "reason": reason, "seconds": steps.clock.elapsed})
     return Outcome(reason, step, evaluated_params(state), writer.newest)
+
+
+def _take_steps(
+    run: Run,
+    hooks: Iterable[Hook],
+    writer: RecordWriter,
+    steps: _Steps,
+    state: TrainState,
+    interruption: Interruption,
+) -> TrainState:
+    """Train to the last step, or until a signal asks to stop."""
+    rows = _rows_of(run)
+    step = steps.dispatched
+    cursor = run.timeline.at_step(step).cursor
+    with run.loader.iterate(cursor, rows) as batches:
+        while step < run.timeline.total_steps and not interruption.reached(step):
+            with steps.clock.part("data_wait"):
+                batch = next(batches)
+            size = run.timeline.at_step(step).batch_size
+            placed = place_batch(batch, size, rows(size), run.mesh)
+            state, metrics = run.train_step(state, placed)
+            step += 1
+            steps.take(step, metrics)
+            _between_steps(run, hooks, writer, steps, state)
+    steps.drain()
+    return state
+
+
+def _end_failed(run: Run, writer: RecordWriter, steps: _Steps) -> None:
+    """Let a save under way complete and say that the run failed; the first error is what counts."""
+    with contextlib.suppress(Exception):
+        run.checkpoints.close()
+    seconds = steps.clock.elapsed
+    record = {"kind": "end", "step": steps.dispatched, "reason": "failed", "seconds": seconds}
+    with contextlib.suppress(Exception):
+        writer.write(record)
 
 
 def evaluated_params(state: TrainState) -> Params:
@@ -98,12 +127,12 @@ def _between_steps(
     writer: RecordWriter,
     steps: _Steps,
     state: TrainState,
-    step: int,
 ) -> None:
+    step = steps.dispatched
     last = step == run.timeline.total_steps
     if step % run.intervals.checkpoint == 0 and not last:
         steps.drain()
-        _save(run, writer, steps, state, step)
+        _save(run, writer, steps, state)
     for hook in hooks:
         if step % hook.every == 0 or last:
             steps.drain()  # else the hook's time would hold the steps still in flight
@@ -112,13 +141,23 @@ def _between_steps(
                     writer.write({"step": step, **record})
 
 
-def _save(run: Run, writer: RecordWriter, steps: _Steps, state: TrainState, step: int) -> None:
+def _save(run: Run, writer: RecordWriter, steps: _Steps, state: TrainState) -> None:
+    """Begin a save; its record has the bytes of its arrays and the seconds that training stood."""
+    step = steps.dispatched
     start = time.perf_counter()
     with steps.clock.part("save_wait"):
-        run.save(step, to_canonical(state, run.model))
-    stalled = time.perf_counter() - start
-    path = run.checkpoints.path(step)
-    writer.write({"kind": "checkpoint", "step": step, "path": path, "seconds": stalled})
+        arrays = to_canonical(state, run.model)
+        size = sum(array.nbytes for array in arrays.values())
+        run.save(step, arrays)
+    writer.write(
+        {
+            "kind": "checkpoint",
+            "step": step,
+            "path": run.checkpoints.path(step),
+            "bytes": size,
+            "seconds": time.perf_counter() - start,
+        }
+    )
 
 
 def _rows_of(run: Run) -> Callable[[int], np.ndarray]:
@@ -132,17 +171,24 @@ def _rows_of(run: Run) -> Callable[[int], np.ndarray]:
 
 
 class _Steps:
-    """Steps in flight and the records made of them once they are done."""
+    """Steps in flight and the records made of them once they are done.
 
-    def __init__(self, run: Run, writer: RecordWriter):
+    Attributes:
+        clock: where the time goes.
+        dispatched: the newest step, done or in flight.
+    """
+
+    def __init__(self, run: Run, writer: RecordWriter, step: int):
         self.clock = Clock()
+        self.dispatched = step
         self._run = run
         self._writer = writer
         self._in_flight: deque[tuple[int, StepMetrics]] = deque()
         self._window: list[StepMetrics] = []
 
-    def dispatched(self, step: int, metrics: StepMetrics) -> None:
+    def take(self, step: int, metrics: StepMetrics) -> None:
         """Take note of a dispatched step; handle those that are done by now."""
+        self.dispatched = step
         self._in_flight.append((step, metrics))
         while self._in_flight and (len(self._in_flight) > MAX_IN_FLIGHT or self._oldest_is_done()):
             self._retire()
@@ -164,5 +210,4 @@ class _Steps:
         if step % self._run.intervals.log == 0 or step == total:
             window = jax.device_get(self._window)
             self._window = []
-            split, elapsed = self.clock.split(), self.clock.elapsed
-            self._writer.write(train_record(self._run, step, window, split, elapsed))
+            self._writer.write(train_record(self._run, step, window, self.clock))

@@ -16,6 +16,7 @@ import numpy as np
 from maxlm import __version__
 from maxlm.model.count import MFU_FORMULA, count_parameters, train_flops_per_token
 from maxlm.parallel.device_peaks import peak_tflops
+from maxlm.train.clock import Clock
 from maxlm.train.display import Display
 from maxlm.train.setup import Run
 from maxlm.train.sinks import Sink
@@ -47,10 +48,12 @@ class RecordWriter:
 
     def close(self) -> None:
         """Flush and finish everything."""
-        for sink in self._sinks:
-            sink.close()
-        if self._display is not None:
-            self._display.close()
+        try:
+            for sink in self._sinks:
+                sink.close()
+        finally:
+            if self._display is not None:
+                self._display.close()
 
 
 def start_record(run: Run, resumed_from: int | None) -> dict[str, Any]:
@@ -84,8 +87,7 @@ def train_record(
     run: Run,
     step: int,
     window: list[StepMetrics],
-    seconds: dict[str, float],
-    elapsed: float,
+    clock: Clock,
 ) -> dict[str, Any]:
     """Numbers of the steps since the last record.
 
@@ -93,9 +95,9 @@ def train_record(
         run: the run.
         step: steps taken.
         window: host values of each step's metrics, the last one of `step`.
-        seconds: where the time went (`Clock.split`).
-        elapsed: seconds since training started.
+        clock: where the time went; its next split begins here.
     """
+    seconds = clock.split()
     nll = math.fsum(float(m.nll) for m in window)
     weight = math.fsum(float(m.weight) for m in window)
     size = math.fsum(float(m.target_bytes) for m in window)
@@ -105,7 +107,8 @@ def train_record(
     busy = max(seconds["total"] - seconds["eval"], 1e-9)
     devices = run.mesh.size
     flops = train_flops_per_token(run.config.model, first.length)
-    tflops = tokens * flops / busy / devices / 1e12
+    tokens_per_second, step_seconds = clock.speed.add(len(window), tokens, busy)
+    tflops = tokens_per_second * flops / devices / 1e12
     peak = peak_tflops(run.mesh.devices.flat[0])
     last = window[-1]
     return {
@@ -117,11 +120,11 @@ def train_record(
         "grad_norm": float(last.grad_norm),
         "param_norm": float(last.param_norm),
         "learning_rate": learning_rate(run, step - 1),
-        "tokens_per_second": tokens / busy,
-        "tokens_per_second_per_device": tokens / busy / devices,
+        "tokens_per_second": tokens_per_second,
+        "tokens_per_second_per_device": tokens_per_second / devices,
         "tflops_per_device": tflops,
         "mfu": tflops / peak if peak else None,
-        "step_seconds": busy / len(window),
+        "step_seconds": step_seconds,
         "compute_seconds": seconds["compute"],
         "data_wait_seconds": seconds["data_wait"],
         "save_wait_seconds": seconds["save_wait"],
@@ -129,7 +132,7 @@ def train_record(
         "device_memory_bytes": _device_memory(run),
         "host_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "skipped_steps": int(last.skipped),
-        "elapsed_seconds": elapsed,
+        "elapsed_seconds": clock.elapsed,
     }
 
 
