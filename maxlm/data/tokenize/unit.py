@@ -120,12 +120,19 @@ class UnitWorker:
                 yield from self.job.settings.parts(document.text, encoded)
 
     def _write(self, batch: list[tuple[str, str, int]], shards: _Shards) -> None:
-        counts = Counts(documents=len(batch))
         encoded = self._tokenizer.encode_batch([text for _, text, _ in batch])
+        by_split: dict[str, tuple[list[np.ndarray], list[int], list[int]]] = {}
+        markers = len(self._begin) + len(self._end)
         for (split, _, num_bytes), ids in zip(batch, encoded, strict=True):
-            shards.add(split, np.concatenate([self._begin, ids, self._end]), num_bytes)
-            counts.tokens += len(self._begin) + len(ids) + len(self._end)
-            counts.bytes += num_bytes
+            arrays, lengths, sizes = by_split.setdefault(split, ([], [], []))
+            arrays += (self._begin, ids, self._end)
+            lengths.append(len(ids) + markers)
+            sizes.append(num_bytes)
+        counts = Counts(documents=len(batch))
+        for split, (arrays, lengths, sizes) in by_split.items():
+            shards.writer(split).add_documents(np.concatenate(arrays), lengths, sum(sizes))
+            counts.tokens += sum(lengths)
+            counts.bytes += sum(sizes)
         self._report(counts)
 
     def _reader(self, file: SourceFile) -> Reader:
@@ -143,11 +150,11 @@ class _Shards:
         remote = storage.is_remote(job.output)
         self._scratch = tempfile.mkdtemp(prefix="maxlm-tokenize-") if remote else None
 
-    def add(self, split: str, tokens: np.ndarray, num_bytes: int) -> None:
+    def writer(self, split: str) -> ShardWriter:
         if split not in self._writers:
             folder = storage.join(self._scratch or self._job.output, split)
             self._writers[split] = ShardWriter(folder, self._name, self._job.dtype)
-        self._writers[split].add(tokens, num_bytes)
+        return self._writers[split]
 
     def close(self) -> dict[str, ShardRecord]:
         order = [split for split in self._job.settings.split_names if split in self._writers]
