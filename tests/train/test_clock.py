@@ -22,5 +22,5 @@ def test_speed_is_taken_over_bursts_and_forgets_old_steps():
     for _ in range(50):  # two steps seen at once, then a pause: 1000 tokens a second
         speed.add(1, 100, 0.199)
         tokens, step = speed.add(1, 100, 0.001)
-    assert tokens == pytest.approx(1000, rel=0.02)
-    assert step == pytest.approx(0.1, rel=0.02)
+    assert tokens == pytest.approx(1000, rel=0.06)
+    assert step == pytest.approx(0.1, rel=0.06)
