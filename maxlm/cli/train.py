@@ -14,7 +14,7 @@ examples:
   maxlm train runs/quickstart
   maxlm train runs/gpt2-124m data.mixture.books.store=stores/books train.duration='2B tokens'
   maxlm train my.yaml optimizer.kind=muon parallel.tensor=2
-  maxlm train runs/anneal --branch-from runs/books@8000
+  maxlm train my.yaml name=annealed train.duration='500 steps' --branch-from runs/mine@8000
 
 CONFIG is a preset (`configs/…`) or a YAML file; `maxlm config show CONFIG` prints what it means.
 The run lies in OUTPUT/NAME (`output=…`, `name=…`): config, tokenizer, checkpoints, metrics.jsonl,
