@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
+import pytest
+from jax.sharding import Mesh
 
+from maxlm.cli.main import main
+from maxlm.cli.train import pretrain
+from maxlm.config.load import load_config
+from maxlm.config.schema import ParallelConfig
 from maxlm.data.shards import ShardWriter
 from maxlm.data.tokenizers import load_tokenizer
+from maxlm.evaluate.hooks import training_hooks
+from maxlm.parallel.mesh import make_mesh
+from maxlm.train.checkpoints import Checkpoints
+from maxlm.train.loop import Hook
+from maxlm.train.run_folder import RunFolder
+from maxlm.train.sinks import read_metrics
 
 ROOT = Path(__file__).parent.parent
 TEXT = ROOT / "maxlm" / "data" / "samples" / "tinyshakespeare.txt"
@@ -31,37 +49,128 @@ CONFIG = {
 def write_text_store(folder: Path, characters: int = 60_000) -> Path:
     """Split the first characters of Shakespeare by position: 90% train, 10% validation."""
     text = TEXT.read_text()[:characters]
-    tokenizer = load_tokenizer("byte")
-    tokenizer.save(str(folder / "tokenizer"))
     cut = int(len(text) * 0.9)
-    splits = {}
-    for name, part in (("train", text[:cut]), ("validation", text[cut:])):
+    return write_store(folder, {"train": [text[:cut]], "validation": [text[cut:]]})
+
+
+# Compiles in a second or two, and once for all tests that leave it as it is.
+QUICK: dict[str, Any] = {
+    "model": {"num_layers": 1, "embed_dim": 16, "num_heads": 2},
+    "optimizer": {"kind": "adamw"},
+    "train": {"duration": "20 steps"},
+    "checkpoint": {"every": "8 steps"},
+    "eval": {"every": "8 steps", "prompts": []},
+    "logging": {"tensorboard": False},
+}
+
+
+def write_quick_config(folder: Path, store: Path | str, **sections: Any) -> Path:
+    """Like `write_config`, for a run of 20 steps that takes little to compile."""
+    merged = {
+        name: {**QUICK.get(name, {}), **section} if isinstance(section, dict) else section
+        for name, section in sections.items()
+    }
+    return write_config(folder, store, **{**QUICK, **merged})
+
+
+def write_store(folder: Path, splits: dict[str, list[str]], tokenizer: Any = None) -> Path:
+    """Write documents by split into a token store."""
+    tokenizer = tokenizer or load_tokenizer("byte")
+    tokenizer.save(str(folder / "tokenizer"))
+    described = {}
+    for name, documents in splits.items():
         writer = ShardWriter(str(folder / name), "00000", "uint16")
-        ids = np.array([256, *tokenizer.encode(part), 256])
-        writer.add(ids, len(part.encode()))
-        splits[name] = {"shards": [writer.close().to_dict()]}
+        for text in documents:
+            ids = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
+            writer.add(np.array([i for i in ids if i is not None]), len(text.encode()))
+        described[name] = {"shards": [writer.close().to_dict()]}
     manifest = {
         "format_version": 1,
         "dtype": "uint16",
-        "tokenizer": {"kind": "byte", "hash": tokenizer.hash, "vocab_size": 257},
-        "splits": splits,
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "hash": tokenizer.hash,
+            "vocab_size": tokenizer.vocab_size,
+        },
+        "splits": described,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
-def write_config(folder: Path, store: Path, **sections: dict) -> Path:
+def write_config(folder: Path, store: Path | str, **sections: Any) -> Path:
     """Write the small config with its store, output folder and changes by section."""
-    config = {name: dict(v) if isinstance(v, dict) else v for name, v in CONFIG.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = copy.deepcopy(CONFIG)
     config["output"] = str(folder / "runs")
     config["data"]["mixture"] = {"plays": {"store": str(store)}}
     config["eval"]["sets"] = {"validation": {"store": str(store), "max_tokens": 2000}}
     config["logging"]["compile_cache"] = str(folder.parent / "compile_cache")
     for name, section in sections.items():
-        config[name] = {**config.get(name, {}), **section}
+        config[name] = {**config.get(name, {}), **section} if isinstance(section, dict) else section
     path = folder / "small.json"  # JSON is YAML
     path.write_text(json.dumps(config))
     return path
+
+
+@contextmanager
+def devices(count: int) -> Iterator[None]:
+    """Let runs in this process take the first `count` devices (a small mesh compiles fast)."""
+
+    def first(parallel: ParallelConfig, devices: list | None = None) -> Mesh:
+        return make_mesh(parallel, devices or jax.devices()[:count])
+
+    # A loaded model leaves its mesh set, which the next test must not see.
+    with pytest.MonkeyPatch.context() as patch, jax.set_mesh(first(ParallelConfig())):
+        patch.setattr("maxlm.train.setup.make_mesh", first)
+        patch.setattr("maxlm.train.loading.make_mesh", first)
+        yield
+
+
+def train_here(
+    config: Path,
+    *overrides: str,
+    branch_from: str | None = None,
+    on: int = 1,
+    stop_at: int | None = None,
+) -> RunFolder:
+    """Train in this process, on the first devices; what dies at `stop_at` is as good as killed."""
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int, params: Any) -> list:
+        if step == stop_at:
+            raise Killed
+        return []
+
+    def hooks(run: Any) -> list[Hook]:
+        return training_hooks(run) + ([Hook(1, kill)] if stop_at else [])
+
+    loaded = load_config(str(config), list(overrides))
+    with devices(on), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("maxlm.evaluate.hooks.training_hooks", hooks)
+        with contextlib.suppress(Killed):
+            pretrain(loaded, branch_from=branch_from, live=False)
+    return RunFolder(f"{loaded.output}/{loaded.name}")
+
+
+def checksums(run: RunFolder, step: int | None = None) -> dict[str, str]:
+    """Every array's checksum in a checkpoint: equal only when every bit is."""
+    checkpoints = Checkpoints(run.checkpoints)
+    step = checkpoints.steps()[-1] if step is None else step
+    return {name: record.checksum for name, record in checkpoints.describe(step).items()}
+
+
+def losses(run: RunFolder) -> dict[int, float]:
+    """Training loss by logged step."""
+    return {r["step"]: r["loss"] for r in read_metrics(run.path) if r["kind"] == "train"}
+
+
+def call(*arguments: str, on: int = 1) -> int:
+    """Run the command line in this process; returns its exit code."""
+    with devices(on):
+        return main(list(arguments))
 
 
 def child(arguments: list[str], **environment: str) -> subprocess.Popen:

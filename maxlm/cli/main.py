@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import sys
 
 from maxlm.errors import MaxLMError, did_you_mean
@@ -28,6 +29,9 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows `?`
+            stream.reconfigure(errors="replace")
     parser = _top_parser()
     if not arguments or arguments[0] in ("-h", "--help"):
         parser.print_help()

@@ -93,8 +93,9 @@ def resolve(config: RunConfig, facts: Facts) -> Resolved:
     rules.intervals()
     rules.execution()
     resolved = _with_values(config, {d.key: d.value for d in rules.derived})
+    require_sound(resolved)  # what was given against what was derived
     warmup = rules.count(resolved.schedule.warmup)
-    for problem in schedule_problem(resolved, warmup, rules.total_steps, "steps"):
+    for problem in schedule_problem(resolved, warmup, rules.own_steps, "steps"):
         raise ConfigError(f"schedule.warmup: {problem.message}")
     return Resolved(resolved, rules.derived, rules.total_steps, round(rules.tokens))
 
@@ -118,6 +119,10 @@ class _Rules:
         self.tokens = 0.0
         self.total_steps = 0
         self.batch_size = 0
+        # A branch's schedule and intervals follow its own length, from the branch point on.
+        point = (config.train.branch_from or "").rpartition("@")[2]
+        self.start_step = int(point) if point.isdecimal() else 0
+        self.own_steps = 0
 
     def count(self, duration: Duration | None) -> int:
         """Steps of a duration, by the batch and length of the run's first phase."""
@@ -213,6 +218,7 @@ class _Rules:
             )
             steps, tokens = steps + taken, tokens + taken * size * length
         self.total_steps, self.tokens = max(1, steps), max(1, tokens)
+        self.own_steps = max(1, self.total_steps - self.start_step)
 
     def learning_rate(self) -> None:
         """The law's peak, adjusted to a batch that is not the law's."""
@@ -234,13 +240,13 @@ class _Rules:
     def warmup(self) -> None:
         """1% of training within bounds."""
         if self.config.schedule.warmup is None:
-            steps = min(max(10, self.total_steps // 100), 2000, math.ceil(self.total_steps / 10))
-            rule = f"1% of {self.total_steps:,} steps, between 10 and 2000, at most a tenth"
+            steps = min(max(10, self.own_steps // 100), 2000, math.ceil(self.own_steps / 10))
+            rule = f"1% of {self.own_steps:,} steps, between 10 and 2000, at most a tenth"
             self._set("schedule.warmup", _steps(steps), rule)
 
     def intervals(self) -> None:
         """How often to save, evaluate and log; a given number of epochs becomes tokens."""
-        config, total = self.config, self.total_steps
+        config, total = self.config, self.own_steps
         tenth, log = max(1, total // 10), max(1, min(10, total // 500))
         given = {
             "checkpoint.every": (config.checkpoint.every, min(tenth, 1000), "1/10 of training, at most 1000 steps"),

@@ -46,8 +46,10 @@ class Generator:
         """Yield `[B]` int32 tokens, one per prompt and step, `max_tokens` times.
 
         Raises:
-            ConfigError: a prompt is empty.
+            ConfigError: a prompt is empty, or `max_tokens` is not positive.
         """
+        if max_tokens < 1:
+            raise ConfigError(f"max_tokens is {max_tokens}: ask for at least 1")
         for i, prompt in enumerate(prompts):
             if not prompt:
                 raise ConfigError(f"prompt {i + 1} of {len(prompts)} is empty: give it some text")

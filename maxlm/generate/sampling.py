@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+
+from maxlm.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,20 @@ class SamplingOptions:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what chooses nothing. Raises ConfigError."""
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(
+                f"temperature is {self.temperature}: use 0 for the likeliest token, or more to "
+                "draw (1 draws as the model predicts)"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k is {self.top_k}: keep at least 1 token, or leave it out")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(
+                f"top_p is {self.top_p}: use a share above 0 and up to 1 (1 keeps all)"
+            )
 
 
 def sample(key: jax.Array, logits: jax.Array, options: SamplingOptions) -> jax.Array:

@@ -79,6 +79,10 @@ class Checkpoints:
         """Steps of the complete checkpoints, ascending."""
         return list(layout.scan(self.folder).complete)
 
+    def half_written(self) -> list[str]:
+        """Names of the folders that killed saves left; the next save removes them."""
+        return layout.scan(self.folder).half_written
+
     @property
     def latest(self) -> int | None:
         """The step saved last by this object (its write may still be under way), else the newest."""

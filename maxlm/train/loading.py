@@ -44,11 +44,12 @@ def load(reference: str, overrides: list[str] | None = None) -> TrainedModel:
 
     Raises:
         CheckpointError: there is no such run or checkpoint.
+        ParallelError: the overrides ask for a mesh that does not fit.
     """
     folder, step = require_run(reference)
     config = load_config(folder.config, overrides or [])
     set_up_jax(config)
-    mesh = _mesh(config)
+    mesh = _mesh(config, asked=any(o.startswith("parallel.") for o in overrides or []))
     jax.set_mesh(mesh)
     model = define(config.model, execution_of(config))
     average = config.optimizer.average_decay is not None
@@ -56,8 +57,12 @@ def load(reference: str, overrides: list[str] | None = None) -> TrainedModel:
     return TrainedModel(config, step, model, params, load_tokenizer(folder.tokenizer), mesh)
 
 
-def _mesh(config: RunConfig) -> Mesh:
-    """The run's own mesh where it fits the devices at hand, else whatever fits."""
+def _mesh(config: RunConfig, *, asked: bool) -> Mesh:
+    """The mesh that was asked for; else the run's own where it fits the devices, or what fits."""
+    if asked:
+        mesh = make_mesh(config.parallel)
+        define(config.model).shardings(mesh)
+        return mesh
     candidates = [
         config.parallel,
         ParallelConfig(fsdp=-1),

@@ -6,6 +6,8 @@ rules the rest), refuses a run folder that belongs to another config, and return
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,6 +103,8 @@ class Run:
             token_bytes=self.token_bytes,
         )
         options = dict(config.parallel.compiler_options)
+        if config.train.deterministic and jax.default_backend() == "gpu":
+            options["xla_gpu_deterministic_ops"] = True
         return jax.jit(step, donate_argnums=0, compiler_options=options)
 
     @property
@@ -116,6 +120,12 @@ class Run:
         """
         targets = canonical_targets(self.layout, self.model)
         self.checkpoints.prepare(targets)
+        half_written = self.checkpoints.half_written()
+        if half_written and not self.checkpoints.steps():
+            message(
+                f"{self.folder.checkpoints}: no complete checkpoint, only what a killed save left "
+                f"({', '.join(half_written)}); training starts from the beginning"
+            )
         if self.checkpoints.steps():
             arrays, metadata, step = self.checkpoints.restore(None, targets)
             self._check_data(metadata, step)
@@ -193,20 +203,19 @@ def prepare(
         ParallelError: the mesh or batch does not fit the devices.
     """
     folder = RunFolder(storage.join(config.output, config.name))
-    saved = None
-    if storage.exists(folder.config):
-        saved = yaml.safe_load(storage.read_text(folder.config))
+    saved = _saved_config(folder)
     if branch_from is not None:
-        config = branched(config, branch_from)
+        config = branched(config, branch_from, saved)
     if saved is not None:
         config = keep_derived(saved, config)
+    point = branch_point(config)
     set_up_jax(config)
     sources = open_sources(config.data)
     tokenizer = TokenStore(next(iter(config.data.mixture.values())).store).tokenizer()
     mesh = make_mesh(config.parallel)
     resolved = _resolve(config, tokenizer, sources, mesh)
     config = resolved.config
-    _claim_folder(folder, saved, config, tokenizer)
+    _check_meaning(folder, saved, config)
 
     assert config.data.batch_size
     loader = Loader(
@@ -216,12 +225,14 @@ def prepare(
         check_batch(phase.batch_size, mesh, accumulation=config.train.accumulation)
     model = define(config.model, execution_of(config))
     model.shardings(mesh)
+    if saved is None:  # everything fits: the folder is this run's from here on
+        tokenizer.save(folder.tokenizer)
+        storage.write_text(folder.config, to_yaml(config))
     steps = loader.timeline.steps
     total = loader.timeline.total_steps
     assert config.schedule.warmup and config.logging.every
     assert config.eval.every and config.checkpoint.every
     keep = config.checkpoint.keep_every
-    point = branch_point(config)
     return Run(
         folder=folder,
         config=config,
@@ -254,12 +265,13 @@ def prepare(
 def set_up_jax(config: RunConfig) -> None:
     """Set what has to be set before jax starts its devices."""
     if config.parallel.cpu_devices:
-        jax.config.update("jax_num_cpu_devices", config.parallel.cpu_devices)
+        # When jax has started already (a second run in one process), its devices are what they
+        # are, and the mesh is checked against them.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", config.parallel.cpu_devices)
     if config.train.precision is Precision.FLOAT64:
         jax.config.update("jax_enable_x64", True)
     if config.logging.compile_cache:
-        import os
-
         folder = os.path.expanduser(config.logging.compile_cache)
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -320,15 +332,29 @@ def _resolve(
     return resolve(config, facts)
 
 
-def _claim_folder(
-    folder: RunFolder, saved: dict[str, Any] | None, config: RunConfig, tokenizer: Tokenizer
-) -> None:
-    """Write config and tokenizer into a new run folder; refuse one of another run."""
-    if saved is None:
-        tokenizer.save(folder.tokenizer)
-        storage.write_text(folder.config, to_yaml(config))
-        return
-    changes = meaning_diff(saved, config)
+def _saved_config(folder: RunFolder) -> dict[str, Any] | None:
+    """The config of the run that the folder holds; None where nothing was trained yet.
+
+    A run that ended before its first step (a mistake in its config) leaves nothing to protect.
+    """
+    began = storage.exists(folder.metrics) and storage.size(folder.metrics) > 0
+    if not began and not storage.list_names(folder.checkpoints):
+        return None
+    if storage.exists(folder.config):
+        with contextlib.suppress(yaml.YAMLError):
+            saved = yaml.safe_load(storage.read_text(folder.config))
+            if isinstance(saved, dict):
+                return saved
+    raise ConfigError(
+        f"{folder.config} is missing or damaged, but a run was trained in this folder; "
+        f"`maxlm checkpoints show {folder.path} --config` prints it from the newest checkpoint "
+        "(write it there), or give this run another name (name=…)"
+    )
+
+
+def _check_meaning(folder: RunFolder, saved: dict[str, Any] | None, config: RunConfig) -> None:
+    """Refuse the folder of another run. Raises ConfigError with the differences."""
+    changes = meaning_diff(saved, config) if saved is not None else []
     if changes:
         listing = "\n  ".join(changes)
         raise ConfigError(
