@@ -269,6 +269,15 @@ def test_a_saved_data_set_with_a_missing_file_is_refused(tmp_path: Path) -> None
         find_files([str(tmp_path / "d")])
 
 
+def test_a_saved_data_set_whose_rows_were_only_selected_is_refused(tmp_path: Path) -> None:
+    save_to_disk(tmp_path / "d", TEXTS)
+    state = json.loads((tmp_path / "d/state.json").read_text())
+    state["_indices_files"] = [{"filename": "indices.arrow"}]
+    (tmp_path / "d/state.json").write_text(json.dumps(state))
+    with pytest.raises(DataError, match="flatten_indices"):
+        find_files([str(tmp_path / "d")])
+
+
 def test_a_tfds_builder_of_array_records_is_read_without_tensorflow(tmp_path: Path) -> None:
     tfds = pytest.importorskip("tensorflow_datasets")
 

@@ -188,7 +188,13 @@ def saved_dataset_files(folder: str, files: list[SourceFile]) -> list[SourceFile
     state = os.path.join(folder, prefix, "state.json")
     if not os.path.exists(state):
         return files
-    wanted = {prefix + entry["filename"] for entry in _json(state).get("_data_files", [])}
+    described = _json(state)
+    if described.get("_indices_files"):
+        raise DataError(
+            f"{folder}: rows were selected or sorted without being written out; load it with "
+            "`datasets`, call flatten_indices() and save it again"
+        )
+    wanted = {prefix + entry["filename"] for entry in described.get("_data_files", [])}
     found = [file for file in files if file.name in wanted]
     missing = wanted - {file.name for file in found}
     if missing:
