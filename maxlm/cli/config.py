@@ -76,9 +76,11 @@ def _configure_show(actions: argparse._SubParsersAction) -> None:
     )
     facts = show.add_argument_group("what derived values depend on")
     facts.add_argument(
-        "--vocab-size", type=_whole, help="of the tokenizer, where the model says none"
+        "--vocab-size", type=_whole, help="of the tokenizer (default: that of the data)"
     )
-    facts.add_argument("--train-tokens", type=_whole, help="tokens of the data, read once")
+    facts.add_argument(
+        "--train-tokens", type=_whole, help="tokens of the data, read once (default: counted)"
+    )
     facts.add_argument("--devices", type=_whole, default=1, help="default: 1")
     facts.add_argument(
         "--platform", choices=["cpu", "gpu", "tpu"], default="tpu", help="default: tpu"
@@ -112,10 +114,12 @@ def _resolve(config: RunConfig, arguments: argparse.Namespace) -> Resolved:
     from maxlm.errors import ConfigError
     from maxlm.model.count import count_non_embedding_parameters, count_parameters
 
-    vocab_size = arguments.vocab_size or config.model.vocab_size
+    stored_vocab_size, stored_tokens = _facts_of_stores(config)
+    vocab_size = arguments.vocab_size or stored_vocab_size or config.model.vocab_size
     if not vocab_size:
         raise ConfigError(
-            "model.vocab_size is the tokenizer's, which is not known here: add --vocab-size N"
+            "model.vocab_size is the tokenizer's, which is not known here, as the config names no "
+            "token store that exists: add --vocab-size N"
         )
     length = longest_length(config.data)
     model = resolve_model(config.model, vocab_size=vocab_size, length=length)
@@ -123,7 +127,7 @@ def _resolve(config: RunConfig, arguments: argparse.Namespace) -> Resolved:
         parameters=count_parameters(model),
         non_embedding_parameters=count_non_embedding_parameters(model),
         vocab_size=vocab_size,
-        train_tokens=arguments.train_tokens,
+        train_tokens=arguments.train_tokens or stored_tokens,
         num_devices=arguments.devices,
         platform=arguments.platform,
     )
@@ -133,6 +137,19 @@ def _resolve(config: RunConfig, arguments: argparse.Namespace) -> Resolved:
         file=sys.stderr,
     )
     return resolve(config, facts)
+
+
+def _facts_of_stores(config: RunConfig) -> tuple[int | None, int | None]:
+    """Vocabulary and training tokens of the config's token stores; None where one is not there."""
+    from maxlm import storage
+    from maxlm.data.open_sources import open_sources
+    from maxlm.data.store import MANIFEST, TokenStore
+
+    stores = [source.store for source in config.data.mixture.values()]
+    if not stores or not all(storage.exists(storage.join(s, MANIFEST)) for s in stores):
+        return None, None
+    tokens = sum(source.tokens.num_tokens for source in open_sources(config.data).values())
+    return TokenStore(stores[0]).tokenizer().vocab_size, tokens
 
 
 def _print_derived(resolved: Resolved) -> None:

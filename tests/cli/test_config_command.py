@@ -9,6 +9,7 @@ import pytest
 
 from maxlm.cli.main import main
 from maxlm.config.load import load_config
+from tests.small_run import write_text_store
 
 
 def test_show_prints_a_config_that_loads_again(tmp_path, capsys):
@@ -114,3 +115,15 @@ def test_loading_a_config_imports_no_jax():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_derived_values_come_from_the_stores_that_the_config_names(tmp_path, capsys):
+    store = write_text_store(tmp_path / "store")
+    named = f"data.mixture.plays.store={store}"
+    assert main(["config", "show", "models/nano-4x128", named, "--derived"]) == 0
+    shown = capsys.readouterr()
+    assert "vocab_size" in shown.out and "257" in shown.out
+    assert "4 epochs of 54,002 tokens" in shown.out
+    missing = "data.mixture.plays.store=nowhere"
+    assert main(["config", "show", "models/nano-4x128", missing, "--derived"]) == 2
+    assert "names no token store that exists" in capsys.readouterr().err
