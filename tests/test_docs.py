@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = {"", "sh", "bash", "console"}
 # Whom the pages may link to; a new host is added here when somebody has read what is there.
-HOSTS = {"arxiv.org", "semver.org"}
+HOSTS = {"arxiv.org", "github.com", "semver.org"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

@@ -1,9 +1,9 @@
 """maxlm against karpathy/nanoGPT on the CPU: how fast it learns, and how fast it steps.
 
     git clone https://github.com/karpathy/nanoGPT && git -C nanoGPT checkout 3adf61e
-    python3.11 -m venv torch && torch/bin/pip install torch==2.13.0 numpy requests tqdm tiktoken
-    (cd nanoGPT && ../torch/bin/python data/shakespeare_char/prepare.py)
-    python tools/compare_nanogpt.py --nanogpt nanoGPT --torch-python torch/bin/python
+    pip install torch==2.13.0 requests   # torch comes with maxlm[test] on Python 3.11
+    (cd nanoGPT && python data/shakespeare_char/prepare.py)
+    python tools/compare_nanogpt.py --nanogpt nanoGPT
 
 `--learning`: its README's CPU run and a run of ours on the same text and split, interleaved over
 seeds. Both final models are judged on the whole validation split in windows of 64 that do not
@@ -54,6 +54,7 @@ def main() -> None:
             tables.append(learning(arguments, folder))
         if arguments.speed:
             tables.append(speed(arguments, folder))
+    tables.append(f"nanoGPT {COMMIT} on {arguments.torch}.")
     print("\n" + "\n\n".join(tables))
 
 
@@ -61,7 +62,9 @@ def _parse() -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--nanogpt", type=Path, required=True, help=f"checkout of {COMMIT}")
-    parser.add_argument("--torch-python", type=Path, required=True, help="Python with PyTorch")
+    parser.add_argument(
+        "--torch-python", type=Path, default=sys.executable, help="that has PyTorch; unset: this"
+    )
     parser.add_argument("--learning", action="store_true")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
@@ -95,6 +98,11 @@ def _check_checkout(arguments: argparse.Namespace) -> None:
     for path in (arguments.nanogpt / "train.py", data / "val.bin", arguments.torch_python):
         if not path.exists():
             sys.exit(f"{path} is missing; see the top of {__file__} for how to get it")
+    probe = [str(arguments.torch_python), "-c", "import torch"]
+    if subprocess.run(probe, capture_output=True).returncode:
+        sys.exit(
+            f"{arguments.torch_python} has no torch: name a Python that has with --torch-python"
+        )
     git = ["git", "-C", str(arguments.nanogpt)]
     found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     dirty = subprocess.run(
@@ -141,7 +149,7 @@ def _train_nanogpt(arguments: argparse.Namespace, folder: Path, seed: int) -> di
     *saved, end = [json.loads(line) for line in (out / "timeline.jsonl").read_text().splitlines()]
     judge = {"checkpoints": [record["path"] for record in saved], "length": LENGTH}
     judged = _torch(arguments, "evaluate", judge).stdout.splitlines()
-    losses = [json.loads(line) for line in judged]
+    losses = [json.loads(line) for line in judged if line.startswith("{")]
     curve = [
         [round(r["time"] - start - r["excluded_seconds"], 2), round(loss["loss"], 4), r["step"]]
         for r, loss in zip(saved, losses, strict=True)
