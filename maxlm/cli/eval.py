@@ -18,7 +18,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = EPILOG
     parser.add_argument("run", metavar="RUN[@STEP]", help="run folder, local or gs://")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="set an option")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="set an option"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per set")
 
 

@@ -59,6 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     except MaxLMError as error:
         print(f"maxlm {name}: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print(f"maxlm {name}: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         return 0
 

@@ -29,7 +29,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = EPILOG
     parser.add_argument("config", help="preset or YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="set an option")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="set an option"
+    )
     parser.add_argument(
         "--branch-from",
         metavar="RUN@STEP",
