@@ -61,7 +61,7 @@ class _Lane:
 
 
 class Loader:
-    """Batches of a run by cursor. `open_loader` makes one from a config."""
+    """Batches of a run by cursor. `open_sources.open_loader` makes one from a config."""
 
     def __init__(
         self,
@@ -257,17 +257,6 @@ class Loader:
 
     def _rows_per_epoch(self, weights: Mapping[str, float], length: int) -> int:
         return sum(self._rows_of(n, length).num_rows for n, w in weights.items() if w > 0)
-
-
-def open_loader(data: DataConfig, *, batch_size: int, total: Duration | None) -> Loader:
-    """Open the token stores of `data.mixture` and lay out the run.
-
-    Raises ConfigError when the mixture is empty, and DataError when a store is damaged, lacks the
-    split, or was written with another tokenizer than the others or than `data.tokenizer`.
-    """
-    from maxlm.data.open_sources import open_sources
-
-    return Loader(open_sources(data), data, batch_size=batch_size, total=total)
 
 
 def _lay_rows(name: str, source: Source, length: int, data: DataConfig) -> RowSource:

@@ -7,8 +7,8 @@ run would be noise that no later check could see, so stores must agree with each
 
 from __future__ import annotations
 
-from maxlm.config.schema import DataConfig
-from maxlm.data.loader import Source
+from maxlm.config.schema import DataConfig, Duration
+from maxlm.data.loader import Loader, Source
 from maxlm.errors import ConfigError, DataError
 
 
@@ -43,6 +43,15 @@ def open_sources(data: DataConfig) -> dict[str, Source]:
         )
         for name, source in data.mixture.items()
     }
+
+
+def open_loader(data: DataConfig, *, batch_size: int, total: Duration | None) -> Loader:
+    """Open the token stores of `data.mixture` and lay out the run.
+
+    Raises ConfigError when the mixture is empty, and DataError when a store is damaged, lacks the
+    split, or was written with another tokenizer than the others or than `data.tokenizer`.
+    """
+    return Loader(open_sources(data), data, batch_size=batch_size, total=total)
 
 
 def check_tokenizers(stores: dict[str, tuple[str, str]], tokenizer: str | None) -> None:

@@ -7,8 +7,7 @@ import pytest
 from test_store import write_store
 
 from maxlm.config.schema import DataConfig, parse_duration
-from maxlm.data.loader import open_loader
-from maxlm.data.open_sources import open_sources
+from maxlm.data.open_sources import open_loader, open_sources
 from maxlm.data.windows import eval_batches
 from maxlm.errors import ConfigError, DataError
 

@@ -1,3 +1,0 @@
-"""Kept while the loader moves to `maxlm.batch`."""
-
-from maxlm.batch import Batch as Batch
