@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +128,7 @@ class Attention(nnx.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if context.rope is not None:
             query, key = apply_rope(query, *context.rope), apply_rope(key, *context.rope)
-        features = {"window": self.window, "logit_cap": self.logit_cap}
+        features: dict[str, Any] = {"window": self.window, "logit_cap": self.logit_cap}
         if cache is None:
             segments = context.segment_ids
             out = attention(query, key, value, segment_ids=segments, **features)

@@ -12,7 +12,6 @@ import pytest
 from maxlm.cli.main import main
 from maxlm.train.checkpoints import Checkpoints
 
-
 # A read that Orbax gives up leaves others of its own running; their loop closes under them.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 

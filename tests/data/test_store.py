@@ -92,7 +92,7 @@ def test_the_manifest_hash_of_a_shard_is_that_of_its_files(tmp_path):
 
 
 def test_no_store_no_split_and_newer_versions_say_what_to_do(tmp_path):
-    with pytest.raises(DataError, match="does not exist .* `maxlm data tokenize`"):
+    with pytest.raises(DataError, match=r"does not exist .* `maxlm data tokenize`"):
         TokenStore(str(tmp_path / "none"))
     store = write_store(tmp_path / "one", [[[1, 2]]])
     with pytest.raises(DataError, match=r"no split 'trian' \(did you mean 'train'\?\)"):

@@ -6,6 +6,7 @@ import json
 import random
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def _wait_for_step(metrics: str, step: int, process) -> None:
     deadline = time.time() + 120
     while time.time() < deadline and process.poll() is None:
         try:
-            lines = open(metrics).read().splitlines()
+            lines = Path(metrics).read_text().splitlines()
         except FileNotFoundError:
             lines = []
         for line in reversed(lines):
