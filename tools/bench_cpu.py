@@ -18,25 +18,43 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 CASES = {
     # nanoGPT's CPU model (its README): 4 layers, 4 heads, width 128, length 64, batch 12.
     "nano": {
         "model": {
-            "vocab_size": 65, "num_layers": 4, "embed_dim": 128, "num_heads": 4,
-            "num_kv_heads": 4, "head_dim": 32, "mlp_dim": 512, "mlp": "plain",
-            "activation": "gelu", "norm": "layer", "norm_epsilon": 1e-5, "positions": "learned",
+            "vocab_size": 65,
+            "num_layers": 4,
+            "embed_dim": 128,
+            "num_heads": 4,
+            "num_kv_heads": 4,
+            "head_dim": 32,
+            "mlp_dim": 512,
+            "mlp": "plain",
+            "activation": "gelu",
+            "norm": "layer",
+            "norm_epsilon": 1e-5,
+            "positions": "learned",
             "max_length": 64,
         },
-        "length": 64, "batch_size": 12,
+        "length": 64,
+        "batch_size": 12,
     },
     # The shape that MaxText was measured at.
     "maxtext": {
         "model": {
-            "vocab_size": 8192, "num_layers": 4, "embed_dim": 256, "num_heads": 4,
-            "num_kv_heads": 4, "head_dim": 64, "mlp_dim": 1024, "tie_embeddings": False,
+            "vocab_size": 8192,
+            "num_layers": 4,
+            "embed_dim": 256,
+            "num_heads": 4,
+            "num_kv_heads": 4,
+            "head_dim": 64,
+            "mlp_dim": 1024,
+            "tie_embeddings": False,
         },
-        "length": 512, "batch_size": 4,
+        "length": 512,
+        "batch_size": 4,
     },
 }
 CASES["maxtext-remat"] = CASES["maxtext"] | {"rematerialization": "full"}
@@ -106,7 +124,10 @@ def measure(name: str, arguments: argparse.Namespace) -> dict:
         state = fresh_state(model, optimizer, seed=0, average=False, mesh=mesh)
         step = jax.jit(
             make_train_step(
-                model, optimizer, rate, clip_norm=1.0,
+                model,
+                optimizer,
+                rate,
+                clip_norm=1.0,
                 token_bytes=np.ones(config.vocab_size, np.int32),
             ),
             donate_argnums=0,
@@ -130,7 +151,14 @@ def measure(name: str, arguments: argparse.Namespace) -> dict:
             advance(arguments.steps)
             wall.append((time.perf_counter() - start) / arguments.steps)
             cpu.append((time.process_time() - used) / arguments.steps)
+    floor = {}
+    if arguments.matmuls:
+        import bare_matmuls
+
+        floor = bare_matmuls.matmul_seconds(config, batch_size, length, mesh, 3 * arguments.rounds)
     seconds = statistics.median(wall)
+    if floor:
+        floor["matmul_share"] = round(floor["matmul_seconds"] / seconds, 3)
     return {
         "case": name,
         "cpu_devices": arguments.cpu_devices,
@@ -141,13 +169,14 @@ def measure(name: str, arguments: argparse.Namespace) -> dict:
         "first_step_seconds": round(first, 2),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "jax": jax.__version__,
+        **floor,
     }
 
 
 def _process_start() -> float:
     """When this process started, in seconds since the epoch (from /proc)."""
-    ticks = int(open("/proc/self/stat").read().rsplit(")", 1)[1].split()[19])
-    uptime = float(open("/proc/uptime").read().split()[0])
+    ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
     return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
 
 
