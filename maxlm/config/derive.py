@@ -30,6 +30,8 @@ TOKENS_PER_PARAMETER = 20
 MAX_EPOCHS = 4
 # Above this many blocks an unrolled program takes long to compile.
 MAX_UNROLLED_LAYERS = 8
+# What a chunk's logits may take on a TPU or GPU; a thousand tokens keep its matmuls busy.
+LOGITS_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -275,7 +277,7 @@ class _Rules:
             value = Precision.FLOAT32 if cpu else Precision.BFLOAT16
             self._set("train.precision", value, f"on {self.facts.platform}")
         if config.train.loss_chunk is None:
-            self._set("train.loss_chunk", 512 if cpu else 4096, f"on {self.facts.platform}")
+            self._set("train.loss_chunk", *self._loss_chunk(cpu))
         layers = config.model.num_layers
         if config.parallel.scan_unroll is None:
             unrolled = cpu and layers <= MAX_UNROLLED_LAYERS
@@ -288,6 +290,14 @@ class _Rules:
         for name, evaluation in config.eval.sets.items():
             if evaluation.length is None:
                 self._set(f"eval.sets.{name}.length", config.data.length, "the training length")
+
+    def _loss_chunk(self, cpu: bool) -> tuple[int, str]:
+        if cpu:
+            return 512, "on cpu"
+        vocab = self._value("model.vocab_size", self.config.model.vocab_size)
+        fitting = 1 << (max(1, LOGITS_BYTES // (4 * vocab)).bit_length() - 1)
+        rule = f"float32 logits of {vocab:,} in {LOGITS_BYTES >> 20} MiB a device, at most 4096"
+        return min(4096, fitting), rule
 
     def _set(self, key: str, value: Any, rule: str) -> None:
         self.derived.append(Derived(key, value, rule))

@@ -278,7 +278,7 @@ class TrainConfig(Section):
     loss_chunk: int | None = Field(
         None,
         ge=1,
-        description="Tokens whose logits exist at once; derived: 4096 on TPU and GPU, 512 on CPU.",
+        description="Tokens of a device whose logits exist at once; derived: 4096, or what 512 MiB hold, on TPU and GPU; 512 on CPU.",
     )
     seed: int = Field(0, ge=0, description="Seed of the initial weights.")
     init_from: str | None = Field(

@@ -3,6 +3,11 @@
 In: the hidden states, the output table, targets and weights; out: sums of the loss. The gradient is
 computed chunk by chunk in the forward pass, while a chunk's logits exist, so that they are neither
 stored nor computed twice (as in Liger, arXiv:2410.10989).
+
+Inside, tokens are laid out as `[shards, tokens of a shard]` and the table's gradient is summed per
+shard, `[shards, V, D]`: one shard lies on one device, so a chunk needs no collective for it, and the
+shards are added once, after the last chunk. Summed over all tokens at once, XLA would all-reduce the
+whole table's gradient in every chunk.
 """
 
 from __future__ import annotations
@@ -12,6 +17,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from maxlm.parallel.axes import batch_shards, constrain
 
 
 class LossSums(NamedTuple):
@@ -50,17 +57,25 @@ def cross_entropy(
         vocab_size: logits from here on are masked.
         logit_cap: soft cap of the logits.
         z_loss: weight of log²Z (PaLM, arXiv:2204.02311), which keeps the normaliser near 1.
-        chunk: tokens whose logits exist at once; rounded so that chunks divide the length.
+        chunk: tokens of a shard of the batch whose logits exist at once; None: all. Rounded down
+            so that chunks divide the shard.
 
     Returns:
         LossSums, in float32 (float64 when `hidden` is).
     """
-    batch, length, _ = hidden.shape
-    wanted = -(-batch * length // chunk) if chunk else 1
-    chunks = next(n for n in range(min(wanted, length), length + 1) if length % n == 0)
+    shards = batch_shards(hidden.shape[0])
+    tokens = targets.size // shards
+    wanted = -(-tokens // chunk) if chunk else 1
+    chunks = next(n for n in range(wanted, tokens + 1) if tokens % n == 0)
     options = _Options(vocab_size, logit_cap, z_loss, chunks)
     weights = weights.astype(jnp.promote_types(hidden.dtype, jnp.float32))
-    total, nll = _summed_loss(hidden, table.astype(hidden.dtype), targets, weights, options)
+    total, nll = _summed_loss(
+        hidden.reshape(shards, tokens, -1),
+        table.astype(hidden.dtype),
+        targets.reshape(shards, tokens),
+        weights.reshape(shards, tokens),
+        options,
+    )
     return LossSums(total, jax.lax.stop_gradient(nll), weights.sum())
 
 
@@ -68,31 +83,37 @@ def cross_entropy(
 def _summed_loss(
     hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, options: _Options
 ) -> tuple[jax.Array, jax.Array]:
+    table = _gathered(table)
+
     def one(sums: Any, chunk: Any) -> tuple[Any, None]:
         total, nll, _ = _chunk_loss(table, options, *chunk)
         return (sums[0] + total, sums[1] + nll), None
 
-    sums, _ = _over_chunks(one, _zero_sums(weights), (hidden, targets, weights), options.chunks)
-    return sums
+    zeros = _zero_sums(weights)
+    sums, _ = _over_chunks(one, zeros, (hidden, targets, weights), options.chunks)
+    return sums[0].sum(), sums[1].sum()
 
 
 def _forward(
     hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, options: _Options
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     wide = weights.dtype
+    table = _gathered(table)
 
     def one(carry: Any, chunk: Any) -> tuple[Any, jax.Array]:
         total_sum, nll_sum, table_grad = carry
         total, nll, logits_grad = _chunk_loss(table, options, *chunk)
         logits_grad = logits_grad.astype(table.dtype)
-        table_grad += jnp.einsum("btv,btd->vd", logits_grad, chunk[0], preferred_element_type=wide)
-        hidden_grad = jnp.einsum("btv,vd->btd", logits_grad, table)
+        table_grad += jnp.einsum("stv,std->svd", logits_grad, chunk[0], preferred_element_type=wide)
+        hidden_grad = jnp.einsum("stv,vd->std", logits_grad, table)
         return (total_sum + total, nll_sum + nll, table_grad), hidden_grad
 
-    start = (*_zero_sums(weights), jnp.zeros(table.shape, wide))
+    table_grad = jnp.zeros((hidden.shape[0], *table.shape), wide)
+    start = (*_zero_sums(weights), constrain(table_grad, "batch", "vocab", "activation"))
     chunked = (hidden, targets, weights)
     (total, nll, table_grad), hidden_grad = _over_chunks(one, start, chunked, options.chunks)
-    return (total, nll), (hidden_grad, table_grad.astype(table.dtype))
+    table_grad = constrain(table_grad.sum(0).astype(table.dtype), "vocab", "embed")
+    return (total.sum(), nll.sum()), (hidden_grad, table_grad)
 
 
 def _backward(
@@ -114,9 +135,10 @@ _summed_loss.defvjp(_forward, _backward)
 def _chunk_loss(
     table: jax.Array, options: _Options, hidden: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Loss sum, nll sum and the gradient of the loss sum by the logits `[B, T', V]`."""
+    """Loss and nll sums `[shards]` and the loss's gradient by the logits `[shards, T', V]`."""
     wide = weights.dtype
-    logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=wide)
+    logits = jnp.einsum("std,vd->stv", hidden, table, preferred_element_type=wide)
+    logits = constrain(logits, "batch", "length", "vocab")
     cap = options.logit_cap
     if cap is not None:
         logits = cap * jnp.tanh(logits / cap)
@@ -125,7 +147,7 @@ def _chunk_loss(
         logits = jnp.where(ids < options.vocab_size, logits, jnp.finfo(wide).min)
     largest = logits.max(-1, keepdims=True)
     exponentials = jnp.exp(logits - largest)
-    normalizer = exponentials.sum(-1, keepdims=True)  # [B, T', 1]
+    normalizer = exponentials.sum(-1, keepdims=True)  # [shards, T', 1]
     log_z = (jnp.log(normalizer) + largest)[..., 0]
     is_target = ids == targets[..., None]
     nll = log_z - jnp.where(is_target, logits, 0).sum(-1)
@@ -137,21 +159,27 @@ def _chunk_loss(
     if cap is not None:
         slope = 1 - jnp.square(logits / cap)
         grad = jnp.where(ids < options.vocab_size, grad * slope, 0)
-    return (total * weights).sum(), (nll * weights).sum(), grad
+    return (total * weights).sum(1), (nll * weights).sum(1), grad
+
+
+def _gathered(table: jax.Array) -> jax.Array:
+    """The table with whole rows on every device: gathered once, not in every chunk."""
+    return constrain(table, "vocab", "activation")
 
 
 def _zero_sums(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jnp.zeros((), weights.dtype), jnp.zeros((), weights.dtype)
+    zeros = constrain(jnp.zeros(len(weights), weights.dtype), "batch")
+    return zeros, zeros
 
 
 def _over_chunks(step: Any, carry: Any, arrays: tuple[jax.Array, ...], chunks: int) -> Any:
-    """Scan `step` over chunks of the length dim (the batch dim stays sharded as it is)."""
+    """Scan `step` over chunks of each shard's tokens."""
     if chunks == 1:
         return step(carry, arrays)
 
     def split(x: jax.Array) -> jax.Array:
-        batch, length = x.shape[:2]
-        return x.reshape(batch, chunks, length // chunks, *x.shape[2:]).swapaxes(0, 1)
+        shards, tokens = x.shape[:2]
+        return x.reshape(shards, chunks, tokens // chunks, *x.shape[2:]).swapaxes(0, 1)
 
     carry, out = jax.lax.scan(step, carry, tuple(split(x) for x in arrays))
     if out is not None:

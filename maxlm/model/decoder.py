@@ -44,7 +44,7 @@ class Execution:
         param_dtype: dtype of the master weights.
         rematerialization: what the backward pass computes again.
         scan_unroll: groups of blocks per scan iteration.
-        loss_chunk: tokens whose logits exist at once; None: all.
+        loss_chunk: tokens of a device whose logits exist at once; None: all.
     """
 
     compute_dtype: Any = jnp.float32

@@ -6,7 +6,7 @@ Model code names logical axes only; where an array lies is decided here.
 from __future__ import annotations
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maxlm.errors import ParallelError
@@ -55,12 +55,19 @@ def check_divides(name: str, shape: tuple[int, ...], axes: tuple[str, ...], mesh
             )
 
 
-def shard_count(mesh: Mesh, mesh_axes: tuple[str, ...]) -> int:
+def shard_count(mesh: Mesh | AbstractMesh, mesh_axes: tuple[str, ...]) -> int:
     """Product of the sizes of mesh axes."""
     count = 1
     for axis in mesh_axes:
         count *= mesh.shape[axis]
     return count
+
+
+def batch_shards(batch_size: int) -> int:
+    """Over how many devices a batch is split on the mesh that is set; 1 where it does not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else shard_count(mesh, TABLE["batch"])
+    return shards if batch_size % shards == 0 else 1
 
 
 def constrain(array: jax.Array, *axes: str) -> jax.Array:

@@ -159,6 +159,8 @@ def test_warm_up_in_another_unit_that_is_too_long_is_refused():
 def test_the_platform_decides_precision_and_chunks():
     cpu = resolved("models/gpt2-124m", platform="cpu").config
     assert (cpu.train.precision, cpu.train.loss_chunk) == ("float32", 512)
+    tpu = [resolved(f"models/{m}", platform="tpu").config for m in ("nano-4x128", "llama3-8b")]
+    assert [c.train.loss_chunk for c in tpu] == [2048, 1024]
     nano = resolved("models/nano-4x128", platform="cpu").config
     assert (cpu.parallel.scan_unroll, nano.parallel.scan_unroll) == (1, 4)
 

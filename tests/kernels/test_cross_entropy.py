@@ -1,9 +1,14 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maxlm.config.schema import ParallelConfig
 from maxlm.kernels.cross_entropy import cross_entropy
+from maxlm.parallel.axes import sharding
+from maxlm.parallel.mesh import make_mesh
 
 
 def _plain(hidden, table, targets, weights, vocab_size, cap, z_loss):
@@ -71,3 +76,65 @@ def test_no_array_of_all_logits_exists_in_the_compiled_program():
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*shapes).compile()
     all_logits = batch * length * vocab * 4
     assert compiled.memory_analysis().temp_size_in_bytes < all_logits / 8
+
+
+def _on_mesh(sizes, batch=16, length=64, width=32, vocab=256, chunk=16):
+    """The compiled gradient on a mesh of 8 devices, tokens over its data axes."""
+    mesh = make_mesh(ParallelConfig(**sizes))
+
+    def loss(hidden, table, targets, weights):
+        return cross_entropy(hidden, table, targets, weights, vocab_size=vocab, chunk=chunk).total
+
+    def shape(dims, axes, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(dims, dtype, sharding=sharding(mesh, axes))
+
+    shapes = [
+        shape((batch, length, width), ("batch", "length", "activation")),
+        shape((vocab, width), ("vocab", "embed")),
+        shape((batch, length), ("batch", "length"), jnp.int32),
+        shape((batch, length), ("batch", "length")),
+    ]
+    with jax.set_mesh(mesh):
+        return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*shapes).compile(), shapes
+
+
+MESHES = [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"replica": 2, "fsdp": 4}]
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_no_chunk_moves_the_table_or_its_gradient_between_devices(sizes):
+    compiled, _ = _on_mesh(sizes)
+    collectives = [
+        line
+        for line in compiled.as_text().splitlines()
+        if re.search(r"= .*(all-reduce|all-gather|reduce-scatter|all-to-all)(-start)?\(", line)
+    ]
+    inside = [line for line in collectives if "while/body" in line.split("op_name=")[-1]]
+    assert collectives
+    for line in inside:  # a chunk's own hidden gradients are summed over `tensor`
+        shapes = re.findall(r"f32\[([\d,]+)\]", line.split(" = ")[1].split("(")[0])
+        assert all(np.prod([int(n) for n in s.split(",")]) <= 16 * 32 for s in shapes), line
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_every_mesh_gives_the_gradients_of_one_device(sizes):
+    compiled, shapes = _on_mesh(sizes)
+    rng = np.random.default_rng(3)
+    values = [
+        rng.normal(size=s.shape).astype(np.float32)
+        if s.dtype == jnp.float32
+        else rng.integers(0, 256, s.shape, dtype=np.int32)
+        for s in shapes
+    ]
+    total, grads = compiled(
+        *[jax.device_put(v, s.sharding) for v, s in zip(values, shapes, strict=True)]
+    )
+    hidden, table, targets, weights = map(jnp.asarray, values)
+
+    def plain(h, t):
+        return _plain(h, t, targets, weights, 256, None, 0.0)[0]
+
+    wanted, wanted_grads = jax.value_and_grad(plain, (0, 1))(hidden, table)
+    np.testing.assert_allclose(total, wanted, rtol=1e-5)
+    for got, want in zip(grads, wanted_grads, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
