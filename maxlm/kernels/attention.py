@@ -81,23 +81,77 @@ def reference_attention(
         `[B, T, H, C]`, in the query's dtype.
     """
     batch, length, num_heads, head_dim = query.shape
-    source, num_kv_heads = key.shape[1:3]
+    num_kv_heads = key.shape[2]
     groups = num_heads // num_kv_heads
-    wide = jnp.promote_types(query.dtype, jnp.float32)
     # Scaling the queries is cheaper than scaling the scores.
     grouped = (query * head_dim**-0.5).reshape(batch, length, num_kv_heads, groups, head_dim)
-    logits = jnp.einsum("btkgc,bskc->bkgts", grouped, key, preferred_element_type=wide)
-    if logit_cap is not None:
-        logits = logit_cap * jnp.tanh(logits / logit_cap)
+    mask = _mask(query_segments, key_segments, query_offset, window)
+    if logit_cap is None:
+        out = _attend(grouped, key, value, mask)
+    else:
+        scores = logit_cap * jnp.tanh(_scores(grouped, key) / logit_cap)
+        weights = _weights(scores, mask).astype(value.dtype)
+        out = jnp.einsum("bkgts,bskc->btkgc", weights, value)
+    return out.reshape(batch, length, num_heads, head_dim)
+
+
+def _mask(
+    query_segments: jax.Array,
+    key_segments: jax.Array,
+    query_offset: jax.Array | int,
+    window: int | None,
+) -> jax.Array:
+    """Which key each query sees, bool `[B, T, S]`."""
+    length, source = query_segments.shape[1], key_segments.shape[1]
     query_index = jnp.arange(length)[:, None] + query_offset
     key_index = jnp.arange(source)[None, :]
     visible = key_index <= query_index  # [T, S]
     if window is not None:
         visible &= key_index > query_index - window
-    same = query_segments[:, :, None] == key_segments[:, None, :]  # [B, T, S]
-    mask = (visible[None] & same)[:, None, None]  # [B, 1, 1, T, S]
+    return visible & (query_segments[:, :, None] == key_segments[:, None, :])  # [B, T, S]
+
+
+def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    return jnp.einsum("btkgc,bskc->bkgts", query, key, preferred_element_type=wide)
+
+
+def _weights(scores: jax.Array, mask: jax.Array) -> jax.Array:
     # A finite minimum keeps rows that see nothing (padding) free of NaN.
-    logits = jnp.where(mask, logits, jnp.finfo(wide).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    lowest = jnp.finfo(scores.dtype).min
+    return jax.nn.softmax(jnp.where(mask[:, None, None], scores, lowest), axis=-1)
+
+
+@jax.custom_vjp
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """Attention of scaled, grouped queries `[B, T, K, G, C]` without a soft-cap."""
+    weights = _weights(_scores(query, key), mask).astype(value.dtype)
+    return jnp.einsum("bkgts,bskc->btkgc", weights, value)
+
+
+def _attend_forward(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    weights = _weights(_scores(query, key), mask).astype(value.dtype)
     out = jnp.einsum("bkgts,bskc->btkgc", weights, value)
-    return out.reshape(batch, length, num_heads, head_dim)
+    return out, (query, key, value, weights, out)
+
+
+def _attend_backward(
+    residuals: tuple[jax.Array, ...], d_out: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    """As in FlashAttention (arXiv:2205.14135): the softmax's row sums come from `d_out · out`."""
+    query, key, value, weights, out = residuals
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    d_weights = jnp.einsum("btkgc,bskc->bkgts", d_out, value, preferred_element_type=wide)
+    row_sums = (d_out.astype(wide) * out.astype(wide)).sum(-1).transpose(0, 2, 3, 1)  # [B, K, G, T]
+    d_scores = (weights * (d_weights - row_sums[..., None])).astype(query.dtype)
+    return (
+        jnp.einsum("bkgts,bskc->btkgc", d_scores, key),
+        jnp.einsum("bkgts,btkgc->bskc", d_scores, query),
+        jnp.einsum("bkgts,btkgc->bskc", weights, d_out),
+        None,
+    )
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
