@@ -54,7 +54,7 @@ def main() -> None:
             tables.append(learning(arguments, folder))
         if arguments.speed:
             tables.append(speed(arguments, folder))
-    tables.append(f"nanoGPT {COMMIT} on {arguments.torch}.")
+    tables.append(f"nanoGPT {COMMIT}.")
     print("\n" + "\n\n".join(tables))
 
 
