@@ -108,7 +108,8 @@ def measure(name: str, arguments: argparse.Namespace) -> dict:
     config = ModelConfig(**case["model"])
     execution = Execution(
         rematerialization=Rematerialization(case.get("rematerialization", "none")),
-        scan_unroll=config.num_layers,
+        # Unrolled, XLA merges what is computed again with what was kept: no rematerialisation.
+        scan_unroll=1 if "rematerialization" in case else config.num_layers,
     )
     model = define(config, execution)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), model.parameters)
