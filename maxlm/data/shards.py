@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,13 +20,16 @@ import google_crc32c
 import numpy as np
 
 from maxlm import storage
+from maxlm.data.remote_blocks import RemoteBlocks
 from maxlm.errors import DataError
 from maxlm.storage import typed_errors
 
 CRC_BLOCK_BYTES = 64 * 1024
-# Ranges that are read from an object store at once.
-REMOTE_BLOCK_BYTES = 16 * CRC_BLOCK_BYTES
-REMOTE_CACHED_BLOCKS = 256
+# What one request to an object store reads: small beside its latency, and not too much more than
+# the few kilobytes of a window.
+REMOTE_BLOCK_BYTES = 4 * CRC_BLOCK_BYTES
+# 256 MiB over all shards that are open.
+REMOTE = RemoteBlocks(max_blocks=1024, threads=16)
 FILES = ("tokens", "documents", "crc")
 
 
@@ -159,24 +163,28 @@ class Shard:
         self._tokens: np.ndarray | None = None
         if not storage.is_remote(path) and record.tokens:
             self._tokens = np.memmap(self._file, self._dtype, "r").view(np.ndarray)
-        self._remote_block = lru_cache(REMOTE_CACHED_BLOCKS)(self._fetch)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens `[start, stop)` in the stored dtype. Raises DataError when a block is damaged."""
         if stop <= start:
             return np.zeros(0, self._dtype)
         if self._tokens is None:
-            return self._read_remote(start, stop)
+            return self._gather_remote(np.array([start]), stop - start)[0]
         self._verify(np.array([start]), stop - start)
         return self._tokens[start:stop]
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Rows of `length` tokens, all inside the shard: int64 `[n]` → `[n, length]`."""
         if self._tokens is None:
-            return np.stack([self.read(int(s), int(s) + length) for s in starts])
+            return self._gather_remote(starts, length)
         self._verify(starts, length)
         # One C-level copy per row; a fancy index of every token would be 4 times slower.
         return np.lib.stride_tricks.sliding_window_view(self._tokens, length)[starts]
+
+    def prefetch(self, starts: np.ndarray, length: int) -> None:
+        """Begin to fetch what `gather` will read; nothing to do for a local shard."""
+        if self._tokens is None:
+            self._request(starts, length)
 
     def verify(self) -> None:
         """Check every block. Raises DataError naming the first that is damaged."""
@@ -213,13 +221,32 @@ class Shard:
             )
         self._verified[block] = True
 
-    def _read_remote(self, start: int, stop: int) -> np.ndarray:
-        size = self._dtype.itemsize
-        per_block = REMOTE_BLOCK_BYTES // size
-        first, last = start // per_block, (stop - 1) // per_block
-        parts = [self._remote_block(block) for block in range(first, last + 1)]
-        joined = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        return joined[start - first * per_block : stop - first * per_block]
+    def _gather_remote(self, starts: np.ndarray, length: int) -> np.ndarray:
+        blocks = {number: future.result() for number, future in self._request(starts, length)}
+        rows = np.empty((len(starts), length), self._dtype)
+        per_block = REMOTE_BLOCK_BYTES // self._dtype.itemsize
+        for row, start in zip(rows, starts.tolist(), strict=True):
+            done = 0
+            while done < length:
+                number, offset = divmod(start + done, per_block)
+                part = blocks[number][offset : offset + length - done]
+                row[done : done + len(part)] = part
+                done += len(part)
+        return rows
+
+    def _request(self, starts: np.ndarray, length: int) -> list[tuple[int, Future[np.ndarray]]]:
+        """Ask for the blocks under some rows, all at once: numbers and futures."""
+        per_block = REMOTE_BLOCK_BYTES // self._dtype.itemsize
+        bounds = zip(
+            (starts // per_block).tolist(),
+            ((starts + length - 1) // per_block).tolist(),
+            strict=True,
+        )
+        wanted = sorted({number for first, last in bounds for number in range(first, last + 1)})
+        return [
+            (number, REMOTE.request((self._file, number), partial(self._fetch, number)))
+            for number in wanted
+        ]
 
     def _fetch(self, block: int) -> np.ndarray:
         """Read one range of an object and verify it."""

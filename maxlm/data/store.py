@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from maxlm import storage
-from maxlm.data.shards import Shard, ShardRecord
+from maxlm.data.shards import REMOTE, Shard, ShardRecord
 from maxlm.data.tokenizers import Tokenizer, load_tokenizer
 from maxlm.errors import DataError, did_you_mean
 
@@ -47,6 +47,7 @@ class TokenStore:
         try:
             self.manifest: dict[str, Any] = json.loads(content)
             version = self.manifest["format_version"]
+            self.hash = _content_hash(self.manifest) if version <= FORMAT_VERSION else ""
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{where}: not the manifest of a token store: {error}") from error
         if version > FORMAT_VERSION:
@@ -54,8 +55,6 @@ class TokenStore:
                 f"{where}: format version {version} is newer than this maxlm reads "
                 f"({FORMAT_VERSION}); update maxlm"
             )
-        # The manifest holds the hash of every shard, so this names the whole content.
-        self.hash = hashlib.sha256(content).hexdigest()
 
     @property
     def splits(self) -> list[str]:
@@ -94,7 +93,7 @@ class TokenSplit:
         """Open the shards that the manifest lists. Raises DataError when one is damaged."""
         self.path = path
         records = [ShardRecord(**shard) for shard in description["shards"]]
-        self.shards = [Shard(storage.join(path, r.name), r, dtype) for r in records]
+        self.shards: list[Shard] = _open_all(path, records, dtype)
         self.num_tokens: int = sum(r.tokens for r in records)
         self.num_documents: int = sum(r.documents for r in records)
         self.num_bytes: int = sum(r.bytes for r in records)
@@ -144,7 +143,11 @@ class TokenSplit:
             shard = self.shards[int(shard_of[0])]
             return shard.gather(starts - self._offsets[shard_of], length).astype(np.int32)
         rows = np.zeros((len(starts), length), np.int32)
-        for number in np.unique(shard_of[inside]):
+        numbers = np.unique(shard_of[inside])
+        for number in numbers:  # of remote shards, all before the first is waited for
+            chosen = inside & (shard_of == number)
+            self.shards[int(number)].prefetch(starts[chosen] - self._offsets[number], length)
+        for number in numbers:
             chosen = np.flatnonzero(inside & (shard_of == number))
             local = starts[chosen] - self._offsets[number]
             rows[chosen] = self.shards[int(number)].gather(local, length)
@@ -157,3 +160,25 @@ class TokenSplit:
         """Check every block of every shard. Raises DataError naming the first that is damaged."""
         for shard in self.shards:
             shard.verify()
+
+
+def _open_all(path: str, records: list[ShardRecord], dtype: np.dtype) -> list[Shard]:
+    def open_one(record: ShardRecord) -> Shard:
+        return Shard(storage.join(path, record.name), record, dtype)
+
+    # A shard's sizes and offsets take several requests: hundreds of shards are opened side by side.
+    return REMOTE.map(open_one, records) if storage.is_remote(path) else [*map(open_one, records)]
+
+
+def _content_hash(manifest: dict[str, Any]) -> str:
+    """Names what a reader gets: ids, documents and tokenizer.
+
+    Not what wrote them: a store that another version or other paths gave, shard for shard the same,
+    is the same data.
+    """
+    content = {
+        "dtype": manifest["dtype"],
+        "tokenizer": manifest["tokenizer"]["hash"],
+        "splits": {name: split["shards"] for name, split in manifest["splits"].items()},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,8 +1,11 @@
 import json
+import time
 
 import numpy as np
 import pytest
 
+from maxlm import storage
+from maxlm.data.remote_blocks import RemoteBlocks
 from maxlm.data.shards import CRC_BLOCK_BYTES, ShardWriter, shard_sha256
 from maxlm.data.store import TokenStore
 from maxlm.data.tokenizers import load_tokenizer
@@ -142,3 +145,76 @@ def test_a_store_on_an_object_store_reads_the_same(tmp_path):
     local, remote = here.split("train"), there.split("train")
     np.testing.assert_array_equal(local.gather(starts, 999), remote.gather(starts, 999))
     assert there.tokenizer().hash == here.tokenizer().hash
+
+
+def test_the_hash_names_the_content_and_not_who_wrote_it(tmp_path):
+    shards = random_shards()
+    store = write_store(tmp_path / "one", shards)
+    other = write_store(tmp_path / "two", shards)
+    manifest = other.manifest | {"maxlm_version": "99", "sources": [{"name": "elsewhere"}]}
+    (tmp_path / "two" / "manifest.json").write_text(json.dumps(manifest))
+    assert TokenStore(other.path).hash == store.hash
+    shards[1][0][0] = (shards[1][0][0] + 1) % 257
+    assert write_store(tmp_path / "three", shards).hash != store.hash
+
+
+@pytest.fixture
+def remote_split(tmp_path):
+    """A split of 12 shards in a bucket, and all its tokens."""
+    import fsspec
+
+    store = write_store(tmp_path, random_shards(sizes=[(200_000,)] * 12))
+    fsspec.filesystem("memory").put(f"{tmp_path}/", "/bucket/many/", recursive=True)
+    local = store.split("train")
+    return TokenStore("memory://bucket/many").split("train"), local.read(0, local.num_tokens)
+
+
+@pytest.fixture
+def requests(monkeypatch):
+    """What is read of the bucket, every request a little slow; and how many were under way."""
+    made, under_way, most = [], [], [0]
+    read_range = storage.read_range
+
+    def slow(path, start, stop):
+        made.append((path, start))
+        under_way.append(path)
+        most[0] = max(most[0], len(under_way))
+        time.sleep(0.02)
+        under_way.pop()
+        return read_range(path, start, stop)
+
+    monkeypatch.setattr(storage, "read_range", slow)
+    return made, most
+
+
+def test_a_batch_from_many_remote_shards_is_fetched_side_by_side_and_once(
+    remote_split, requests, monkeypatch
+):
+    split, whole = remote_split
+    made, most = requests
+    blocks = RemoteBlocks(max_blocks=8, threads=16)
+    monkeypatch.setattr("maxlm.data.shards.REMOTE", blocks)
+    starts = np.arange(12) * 200_000 + 5
+    expected = np.stack([whole[s : s + 99] for s in starts])
+    np.testing.assert_array_equal(split.gather(starts, 99), expected)
+    assert most[0] > 6 and len(blocks) == 8
+    made.clear()
+    np.testing.assert_array_equal(split.gather(starts[-4:], 99), expected[-4:])
+    assert not made  # kept
+    np.testing.assert_array_equal(split.gather(starts[:1], 99), expected[:1])
+    assert len(made) == 1 and len(blocks) == 8
+
+
+def test_a_remote_read_that_failed_is_tried_again(remote_split, monkeypatch):
+    split, whole = remote_split
+    monkeypatch.setattr("maxlm.data.shards.REMOTE", RemoteBlocks(max_blocks=8, threads=2))
+    read_range = storage.read_range
+
+    def fail(path, start, stop):
+        raise StorageError("no network")
+
+    monkeypatch.setattr(storage, "read_range", fail)
+    with pytest.raises(StorageError, match="no network"):
+        split.read(10, 20)
+    monkeypatch.setattr(storage, "read_range", read_range)
+    np.testing.assert_array_equal(split.read(10, 20), whole[10:20])
