@@ -90,7 +90,7 @@ def _configure_tokenize(actions: argparse._SubParsersAction) -> None:
         "--split-by",
         default="hash",
         choices=["hash", "position"],
-        help="hash (default): whole documents, by their text; position: cut each document, its "
+        help="hash (default): whole documents, by their text; position: cut a single text, its "
         "first part is train's, its last goes to the others in order",
     )
     add(
@@ -193,7 +193,9 @@ def _tokenize(arguments: argparse.Namespace) -> int:
             f"{split['bytes']:,} bytes of text"
         )
         if not split["documents"]:
-            print(f"  {name} is empty: few documents fell to it; see --split-by position")
+            print(
+                f"  {name} is empty: no document fell to it; one text is cut by --split-by position"
+            )
     if manifest["skipped"]:
         counts = ", ".join(f"{count:,} {name}" for name, count in manifest["skipped"].items())
         print(f"left out: {counts}")

@@ -371,3 +371,18 @@ def test_workers_import_no_accelerator_library() -> None:
     code = "import sys, maxlm.data.tokenize.pool; print({'jax', 'pyarrow', 'pydantic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_only_a_single_document_is_cut_by_position(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus")
+    settings = {"splits": {"validation": 0.1}, "split_by": SplitBy.POSITION}
+    for name, source, where in (
+        ("files", tmp_path / "corpus", "source files hold"),
+        ("lines", tmp_path / "corpus" / "a.jsonl", r"a\.jsonl holds"),
+    ):
+        with pytest.raises(ConfigError, match=f"{where} more than one document.*Leave the option"):
+            run(source, tmp_path / name, **settings)
+    # One document in each of two units.
+    (tmp_path / "two.jsonl").write_text('{"text": "one, long"}\n{"text": "two, long"}\n')
+    with pytest.raises(ConfigError, match="source file holds more than one document"):
+        run(tmp_path / "two.jsonl", tmp_path / "units", **settings, shard_bytes=20)

@@ -93,6 +93,7 @@ def tokenize(
     output = output.rstrip("/")
     loaded = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
     files = find_files(sources)
+    settings.check_documents(len(files), f"{_files(len(files))} hold")
     settings.dtype_for(loaded.vocab_size)
     run = _Run(output, settings, loaded, files, on_error)
     if storage.exists(storage.join(output, MANIFEST)):
@@ -201,6 +202,9 @@ class _Run:
             raise DataError(
                 f"no text in the {_files(len(self.files))}: nothing to write to {self.output}"
             )
+        # Each unit saw its own documents only.
+        count = max(sum(record.documents for record in records) for records in shards.values())
+        self.settings.check_documents(count, f"the {_files(len(self.files))} holds")
         manifest = {
             **self._manifest_head(),
             **manifest_body(shards, [result.skipped for result in results]),

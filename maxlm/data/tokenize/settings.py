@@ -98,6 +98,19 @@ class StoreSettings:
             )
         return np.dtype(dtype)
 
+    def check_documents(self, count: int, where: str) -> None:
+        """Refuse to cut several documents: the splits would share each of them.
+
+        Raises:
+            ConfigError: there is more than one, and `split_by` is `position`.
+        """
+        if count > 1 and self.splits and self.split_by == SplitBy.POSITION:
+            raise ConfigError(
+                f"--split-by position cuts one long text, but {where} more than one document: the "
+                "splits would share each of them. Leave the option out, so that each document is "
+                "whole in one split (remove what was begun of the store), or give a single text"
+            )
+
     def parts(self, text: str, encoded: bytes) -> list[tuple[str, str, int]]:
         """Where a document goes: (split, text, its UTF-8 bytes)."""
         if not self.splits:

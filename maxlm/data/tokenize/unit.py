@@ -114,9 +114,12 @@ class UnitWorker:
     def _parts(self, unit: Unit, problems: Problems) -> Iterator[tuple[str, str, int]]:
         """(split, text, bytes) of every document of the unit."""
         read = self.job.settings.read
+        count = 0
         for piece in unit.pieces:
             reader = self._reader(piece.file)
             for document, encoded in read_encoded(reader, piece.stretch, read, problems):
+                count += 1
+                self.job.settings.check_documents(count, f"{piece.file.name} holds")
                 yield from self.job.settings.parts(document.text, encoded)
 
     def _write(self, batch: list[tuple[str, str, int]], shards: _Shards) -> None:
