@@ -125,6 +125,14 @@ class ConfigDumper(yaml.SafeDumper):
         """Write every value out, also one that occurs twice."""
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Quote line breaks of Unicode with escapes: unescaped, a reader folds them into spaces."""
+        style = '"' if any(mark in data for mark in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+ConfigDumper.add_representer(str, ConfigDumper.represent_str)
+
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 (none of YAML 1.1's)

@@ -1,5 +1,6 @@
 """A written config loads again equal."""
 
+import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,3 +75,10 @@ def test_every_preset_loads_again_equal(tmp_path):
         path = tmp_path / f"{index}.yaml"
         path.write_text(to_yaml(load_config(name)), encoding="utf-8")
         assert load_config(str(path)) == load_config(name), name
+
+
+@pytest.mark.parametrize("text", ["\x85", "one\u2028two", "\u2029"])
+def test_line_breaks_of_unicode_in_a_prompt_survive(tmp_path, text):
+    config = RunConfig.model_validate({"eval": {"prompts": [text]}})
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    assert load_config(str(tmp_path / "run.yaml")) == config
