@@ -36,19 +36,20 @@ def read_encoded(
 ) -> Iterator[tuple[Document, bytes]]:
     """Documents of a stretch that hold text, each with its UTF-8 bytes."""
     for document in reader.read(stretch, problems):
-        where = f"{document.source}, position {document.position}"
         try:
             encoded = document.text.encode("utf-8")
         except UnicodeEncodeError as error:
             problems.report(
                 Reason.NOT_UTF8,
-                f"{where}: the text has a lone surrogate U+{ord(document.text[error.start]):04X} "
-                f"at character {error.start}, which is no Unicode text",
+                f"{_where(reader, document)}: the text has a lone surrogate "
+                f"U+{ord(document.text[error.start]):04X} at character {error.start}, which is no Unicode text",
             )
             continue
         if not encoded:
-            problems.report(Reason.EMPTY_TEXT, f"{where}: the text is empty")
+            # Only counted, and there may be many: no place, which would have to be looked up.
+            problems.report(Reason.EMPTY_TEXT, f"{document.source}: the text is empty")
         elif len(encoded) > options.max_document_bytes:
+            where = _where(reader, document)
             problems.report(Reason.TOO_LARGE, too_large(where, len(encoded), options))
         else:
             yield document, encoded
@@ -66,3 +67,10 @@ def read_documents(
         reader = open_reader(file, options)
         for document, _ in read_encoded(reader, Stretch(0, None), options, problems):
             yield document
+
+
+def _where(reader: Reader, document: Document) -> str:
+    """The document's place as a person finds it: by line where the file has lines."""
+    if isinstance(reader, JsonLinesReader):
+        return reader.where(document.position)
+    return f"{document.source}, position {document.position}"

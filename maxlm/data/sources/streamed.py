@@ -101,7 +101,7 @@ class _StreamReader:
             self._next = next(self._pieces, None)
         return self._next is not None
 
-    def _where(self, offset: int) -> str:
+    def where(self, offset: int) -> str:
         """`path:line (byte offset)`; only called to report, since it counts the lines."""
         return f"{self.file.path}:{line_number(self.file.path, offset)} (byte {offset})"
 
@@ -121,7 +121,7 @@ class JsonLinesReader(_StreamReader):
         self, offset: int, piece: bytes | None, size: int, problems: Problems
     ) -> Iterator[Document]:
         if piece is None:
-            problems.report(Reason.TOO_LARGE, too_large(self._where(offset), size, self.options))
+            problems.report(Reason.TOO_LARGE, too_large(self.where(offset), size, self.options))
             return
         if not piece.strip():
             return
@@ -130,7 +130,7 @@ class JsonLinesReader(_StreamReader):
         except UnicodeDecodeError as error:
             problems.report(
                 Reason.NOT_UTF8,
-                f"{self._where(offset)}: not UTF-8 text: {error.reason} at byte {error.start} "
+                f"{self.where(offset)}: not UTF-8 text: {error.reason} at byte {error.start} "
                 "of the line",
             )
             return
@@ -140,14 +140,14 @@ class JsonLinesReader(_StreamReader):
                 what = f"{error.msg} (column {error.colno})"
             problems.report(
                 Reason.NOT_JSON,
-                f"{self._where(offset)}: not JSON: {what}; the line begins {_begin(piece)}",
+                f"{self.where(offset)}: not JSON: {what}; the line begins {_begin(piece)}",
             )
             return
         field = self.options.text_field
         if not isinstance(record, dict) or field not in record:
             problems.report(
                 Reason.NO_TEXT,
-                f"{self._where(offset)}: no field '{field}'{_fields(record, field)}; "
+                f"{self.where(offset)}: no field '{field}'{_fields(record, field)}; "
                 "`--text-field NAME` names another",
             )
             return
@@ -155,7 +155,7 @@ class JsonLinesReader(_StreamReader):
         if not isinstance(text, str):
             problems.report(
                 Reason.NOT_A_STRING,
-                f"{self._where(offset)}: the field '{field}' is a "
+                f"{self.where(offset)}: the field '{field}' is a "
                 f"{type(text).__name__}, not a string",
             )
             return
@@ -177,12 +177,12 @@ class SeparatedTextReader(_StreamReader):
         self, offset: int, piece: bytes | None, size: int, problems: Problems
     ) -> Iterator[Document]:
         if piece is None:
-            problems.report(Reason.TOO_LARGE, too_large(self._where(offset), size, self.options))
+            problems.report(Reason.TOO_LARGE, too_large(self.where(offset), size, self.options))
             return
         try:
             text = _decode(piece, offset)
         except UnicodeDecodeError as error:
-            where = self._where(offset + error.start)
+            where = self.where(offset + error.start)
             problems.report(Reason.NOT_UTF8, not_utf8(where, error))
             return
         yield Document(text, self.file.name, offset, f"{self.file.name}:{offset}")
