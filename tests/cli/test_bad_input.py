@@ -238,11 +238,9 @@ def test_only_half_written_checkpoints_start_the_run_again_and_say_so(own, unbro
 
 
 def damage(run: RunFolder, step: int) -> None:
-    """Cut the largest data file of a complete checkpoint in half."""
-    saved = Path(Checkpoints(run.checkpoints).path(step))
-    files = [path for path in saved.rglob("d/*") if path.is_file()]
-    largest = max(files, key=lambda path: path.stat().st_size)
-    os.truncate(largest, largest.stat().st_size // 2)
+    """Cut every data file short: `eval` reads the weights alone, which lie in any of them."""
+    for path in Path(Checkpoints(run.checkpoints).path(step)).rglob("d/*"):
+        os.truncate(path, 10)
 
 
 @pytest.mark.slow
