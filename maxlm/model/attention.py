@@ -63,7 +63,8 @@ class Projection(nnx.Module):
         """Contract the last `inputs` dims of `x` with the first of the kernel, in x's dtype."""
         y = linear(x, self.kernel[...].astype(x.dtype), self.contracted)
         if self.bias is not None:
-            y = y + self.bias[...].astype(x.dtype)
+            # Added in the bias's dtype: its gradient is a sum over all tokens.
+            y = (y + self.bias[...]).astype(x.dtype)
         return y
 
 

@@ -203,11 +203,13 @@ class Decoder(nnx.Module):
         context: Context,
         caches: list[list[Cache]] | None,
     ) -> tuple[jax.Array, list[list[Cache]] | None]:
-        x = self.embedding[...].astype(self.execution.compute_dtype)[tokens]  # [B, T, D]
+        # Looked up before it is cast: the gradient of a lookup is a sum over every use of a row,
+        # and in bfloat16 a frequent token's sum stops growing.
+        x = self.embedding[...][tokens].astype(self.execution.compute_dtype)  # [B, T, D]
         if self.config.embed_scale is not None:
             x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         if self.positions is not None:
-            x = x + self.positions[...].astype(x.dtype)[positions]
+            x = x + self.positions[...][positions].astype(x.dtype)
         x = constrain(x, "batch", "length", "activation")
         if self.embed_norm is not None:
             x = self.embed_norm(x)
