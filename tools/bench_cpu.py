@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="steps per round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cpu-devices", type=int, default=os.cpu_count())
+    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--matmuls", action="store_true", help="also time the bare matmuls")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -115,7 +116,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict:
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), model.parameters)
     rate = RateSchedule(ScheduleConfig(), warmup_steps=100, total_steps=2000)
     mesh = make_mesh(ParallelConfig(replica=-1, fsdp=1))
-    batch_size, length = case["batch_size"], case["length"]
+    batch_size, length = arguments.batch_size or case["batch_size"], case["length"]
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, config.vocab_size, (batch_size, length + 1), dtype=np.int32)
     positions = np.tile(np.arange(length, dtype=np.int32), (batch_size, 1))

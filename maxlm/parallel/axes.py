@@ -5,6 +5,9 @@ Model code names logical axes only; where an array lies is decided here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -64,19 +67,41 @@ def shard_count(mesh: Mesh | AbstractMesh, mesh_axes: tuple[str, ...]) -> int:
 
 
 def batch_shards(batch_size: int) -> int:
-    """Over how many devices a batch is split on the mesh that is set; 1 where it does not divide."""
+    """Over how many devices a batch is split on the mesh that is set; 1 where it does not divide.
+
+    Inside `sum_over_replicas` the batch is a replica's own.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    shards = 1 if mesh.empty else shard_count(mesh, TABLE["batch"])
+    shards = 1 if mesh.empty or mesh.manual_axes else shard_count(mesh, TABLE["batch"])
     return shards if batch_size % shards == 0 else 1
 
 
 def constrain(array: jax.Array, *axes: str) -> jax.Array:
-    """Pin an activation's sharding by logical axes; a no-op when no mesh is set.
+    """Pin an activation's sharding by logical axes; a no-op on one device and on a replica of its own.
 
     Without it the compiler may keep whole activations on every device: the temporaries of a 0.9B
     model on 64 v5p chips were 71 to 96 GB.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
         return array
     return jax.lax.with_sharding_constraint(array, partition_spec(axes))
+
+
+def sum_over_replicas(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """`function(params, batch)` on each replica's rows, its results added over the replicas once.
+
+    Left to the compiler, gradients are added up matrix by matrix as they come about, once in every
+    micro-batch; here every array is once a step, the stacked layers in one piece. Only on a mesh of
+    replicas alone: where `fsdp` or `tensor` shard the parameters too, XLA's partitioner aborts on
+    the embedding's gather in a partly manual mesh (jax 0.10.2), and the compiler does it all.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or mesh.shape["replica"] != mesh.size:
+        return function
+
+    def summed(params: Any, batch: Any) -> Any:
+        return jax.lax.psum(function(params, batch), "replica")
+
+    # That sums are equal everywhere is true by construction, which the check cannot see.
+    return jax.shard_map(summed, in_specs=(P(), P("replica")), out_specs=P(), check_vma=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import optax
 from maxlm.batch import Batch
 from maxlm.kernels.cross_entropy import LossSums
 from maxlm.model.definition import ModelDefinition, Params
+from maxlm.parallel.axes import sum_over_replicas
 from maxlm.train.optimizer import global_norm
 from maxlm.train.state import TrainState
 
@@ -62,7 +64,8 @@ def make_train_step(
         return sums.total, sums
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        grads, sums = _accumulate(loss_sums, state.params, batch, accumulation)
+        gradients = sum_over_replicas(partial(_accumulate, loss_sums, accumulation=accumulation))
+        grads, sums = gradients(state.params, batch)
         count = jnp.maximum(sums.weight, 1.0)
         grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
         grad_norm = global_norm(grads)
@@ -101,7 +104,7 @@ def count_bytes(batch: Batch, token_bytes: jax.Array) -> jax.Array:
 
 
 def _accumulate(
-    loss_sums: Callable, params: Params, batch: Batch, accumulation: int
+    loss_sums: Callable, params: Params, batch: Batch, *, accumulation: int
 ) -> tuple[Params, LossSums]:
     """Gradients and sums over the micro-batches of a batch."""
     grad = jax.grad(loss_sums, has_aux=True)
