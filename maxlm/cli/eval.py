@@ -28,12 +28,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluate."""
     import json
 
+    from maxlm.parallel.one_process import require_one_process, require_own_devices
+
+    require_one_process()
+    import jax
+
     from maxlm.errors import ConfigError
     from maxlm.evaluate.perplexity import evaluate, make_eval_step
     from maxlm.evaluate.sets import open_sets
     from maxlm.train.loading import load
 
     trained = load(arguments.run, arguments.overrides)
+    require_own_devices(jax.process_count())
     sets = open_sets(trained.config, trained.tokenizer.hash)
     if not sets:
         raise ConfigError(

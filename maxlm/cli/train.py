@@ -78,6 +78,11 @@ def pretrain(
     Raises:
         MaxLMError: something that the user can mend.
     """
+    from maxlm.parallel.one_process import require_one_process, require_own_devices
+
+    require_one_process()
+    import jax
+
     from maxlm.evaluate.hooks import training_hooks
     from maxlm.evaluate.report import write_report
     from maxlm.train.display import Display
@@ -88,6 +93,7 @@ def pretrain(
 
     display = Display(f"{config.output}/{config.name}", live=live)
     training = prepare(config, branch_from=branch_from, message=display.message)
+    require_own_devices(jax.process_count())
     if training.is_finished:
         display.message(
             f"{training.folder.path} is finished: {training.timeline.total_steps} steps; nothing "
