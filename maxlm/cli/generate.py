@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     import numpy as np
 
+    from maxlm.config.derive_model import longest_length
     from maxlm.generate.generator import Generator
     from maxlm.generate.sampling import SamplingOptions
     from maxlm.train.loading import load
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = SamplingOptions(arguments.temperature, arguments.top_k, arguments.top_p)
     trained = load(arguments.run)
     tokenizer = trained.tokenizer
-    generator = Generator(trained.model, context_length=trained.config.data.length)
+    generator = Generator(trained.model, context_length=longest_length(trained.config.data))
     prompts = [tokenizer.encode(prompt) for prompt in arguments.prompt]
     stream = generator.stream(
         trained.params,

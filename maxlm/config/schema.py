@@ -313,7 +313,7 @@ class EvalSetConfig(Section):
 
     store: str = Field(description="Folder of a token store.")
     split: str = Field("validation", description="Which split.")
-    length: int | None = Field(None, ge=2, description="Window; derived: the training length.")
+    length: int | None = Field(None, ge=2, description="Window; derived: data.length.")
     max_tokens: int | None = Field(
         None, ge=1, description="Read only the first so many tokens; unset: all."
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from maxlm.config.derive_model import longest_length
 from maxlm.evaluate.perplexity import evaluate, make_eval_step
 from maxlm.evaluate.sets import open_sets
 from maxlm.generate.generator import Generator
@@ -40,7 +41,7 @@ def _evaluation(run: Run) -> Any:
 
 def _sampling(run: Run) -> Any:
     config = run.config.eval
-    generator = Generator(run.model, context_length=run.config.data.length)
+    generator = Generator(run.model, context_length=longest_length(run.config.data))
     options = SamplingOptions(temperature=config.sample_temperature)
     prompts = [run.tokenizer.encode(prompt) for prompt in config.prompts]
 
