@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maxlm.config.schema import RunConfig
+    from maxlm.train.display import Display
     from maxlm.train.loop import Outcome
+    from maxlm.train.sinks import Sink
 
 EPILOG = """\
 examples:
@@ -84,7 +86,6 @@ def pretrain(
     import jax
 
     from maxlm.evaluate.hooks import training_hooks
-    from maxlm.evaluate.report import write_report
     from maxlm.train.display import Display
     from maxlm.train.loop import train
     from maxlm.train.records import RecordWriter
@@ -106,11 +107,28 @@ def pretrain(
         tensorboard=config.logging.tensorboard,
         wandb_project=config.logging.wandb_project,
     )
-    writer = RecordWriter([sinks], display)
+    page = _Page(training.folder.path, sinks, display)
+    writer = RecordWriter([sinks, page], display)
     try:
         outcome = train(training, training_hooks(training), writer)
     finally:
         writer.close()
-    page = write_report([training.folder.path])
-    print(f"report: {page}")
     return outcome
+
+
+class _Page:
+    """Writes the run's page when it ends, before the display says its last line."""
+
+    def __init__(self, run: str, sinks: Sink, display: Display):
+        self._run, self._sinks, self._display = run, sinks, display
+
+    def write(self, record: dict[str, Any]) -> None:
+        if record["kind"] == "end" and record["reason"] != "failed":
+            from maxlm.evaluate.report import write_report
+
+            self._sinks.flush()
+            self._display.message(f"report: {write_report([self._run])}")
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...

@@ -26,6 +26,9 @@ def test_after_a_longer_last_phase_the_context_is_its_length(tmp_path, monkeypat
     loaded = load_config(str(config))
     with devices(1):
         pretrain(loaded, live=False)
+    told = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("report: ") for line in told)
+    assert told[-1].startswith("maxlm-result ")
     run = f"{loaded.output}/{loaded.name}"
     assert call("generate", run, "--prompt", "A", "--max-tokens", "2") == 0
     assert lengths == [64, 64]
