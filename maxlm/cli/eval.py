@@ -46,7 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.run} names no evaluation set: add one, such as "
             "eval.sets.validation.store=STORE eval.sets.validation.split=validation"
         )
-    eval_step = make_eval_step(trained.model, trained.token_bytes)
+    eval_step = make_eval_step(
+        trained.model, trained.token_bytes, trained.config.parallel.compiler_options
+    )
     for one in sets:
         result = evaluate(eval_step, trained.params, one.batches(trained.mesh))
         if arguments.json:

@@ -191,7 +191,7 @@ class ParallelConfig(Section):
     )
     compiler_options: dict[str, str | int | float | bool] = Field(
         {},
-        description="XLA options of the train and evaluation programs; the hardware's presets set them.",
+        description="XLA options of the train and evaluation programs; none by default.",
     )
     scan_unroll: int | None = Field(
         None,

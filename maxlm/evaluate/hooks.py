@@ -28,7 +28,7 @@ def training_hooks(run: Run) -> list[Hook]:
 
 
 def _evaluation(run: Run) -> Any:
-    eval_step = make_eval_step(run.model, run.token_bytes)
+    eval_step = make_eval_step(run.model, run.token_bytes, run.config.parallel.compiler_options)
     sets = open_sets(run.config, run.tokenizer.hash)
 
     def call(step: int, params: Params) -> Iterator[dict[str, Any]]:
