@@ -79,7 +79,8 @@ class ModelConfig(Section):
         None, ge=1, description="Longest sequence of learned positions; derived: the data's length."
     )
     qk_norm: bool = Field(
-        False, description="RMS norm of each query and key head before attention (Qwen3)."
+        False,
+        description="Norm (of the kind that model.norm says) of each query and key head before attention (Qwen3).",
     )
     attention_pattern: list[AttentionSpan] = Field(
         [AttentionSpan.GLOBAL],
