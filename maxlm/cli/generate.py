@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from maxlm.config.derive_model import longest_length
     from maxlm.generate.generator import Generator
+    from maxlm.generate.prompts import encode_prompts
     from maxlm.generate.sampling import SamplingOptions
     from maxlm.train.loading import load
 
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     trained = load(arguments.run)
     tokenizer = trained.tokenizer
     generator = Generator(trained.model, context_length=longest_length(trained.config.data))
-    prompts = [tokenizer.encode(prompt) for prompt in arguments.prompt]
+    prompts = encode_prompts(tokenizer, arguments.prompt, trained.config.data)
     stream = generator.stream(
         trained.params,
         prompts,

@@ -11,6 +11,7 @@ from maxlm.config.derive_model import longest_length
 from maxlm.evaluate.perplexity import evaluate, make_eval_step
 from maxlm.evaluate.sets import open_sets
 from maxlm.generate.generator import Generator
+from maxlm.generate.prompts import encode_prompts
 from maxlm.generate.sampling import SamplingOptions
 from maxlm.model.definition import Params
 from maxlm.train.loop import Hook
@@ -43,7 +44,7 @@ def _sampling(run: Run) -> Any:
     config = run.config.eval
     generator = Generator(run.model, context_length=longest_length(run.config.data))
     options = SamplingOptions(temperature=config.sample_temperature)
-    prompts = [run.tokenizer.encode(prompt) for prompt in config.prompts]
+    prompts = encode_prompts(run.tokenizer, config.prompts, run.config.data)
 
     def call(step: int, params: Params) -> Iterator[dict[str, Any]]:
         # The seed is the same every time, so that samples differ by the weights alone.
