@@ -28,19 +28,27 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluate."""
     import json
 
+    from maxlm.parallel.one_process import require_one_process, require_own_devices
+
+    require_one_process()
+    import jax
+
     from maxlm.errors import ConfigError
     from maxlm.evaluate.perplexity import evaluate, make_eval_step
     from maxlm.evaluate.sets import open_sets
     from maxlm.train.loading import load
 
     trained = load(arguments.run, arguments.overrides)
+    require_own_devices(jax.process_count())
     sets = open_sets(trained.config, trained.tokenizer.hash)
     if not sets:
         raise ConfigError(
             f"{arguments.run} names no evaluation set: add one, such as "
             "eval.sets.validation.store=STORE eval.sets.validation.split=validation"
         )
-    eval_step = make_eval_step(trained.model, trained.token_bytes)
+    eval_step = make_eval_step(
+        trained.model, trained.token_bytes, trained.config.parallel.compiler_options
+    )
     for one in sets:
         result = evaluate(eval_step, trained.params, one.batches(trained.mesh))
         if arguments.json:

@@ -39,15 +39,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     import numpy as np
 
+    from maxlm.config.derive_model import longest_length
     from maxlm.generate.generator import Generator
+    from maxlm.generate.prompts import encode_prompts
     from maxlm.generate.sampling import SamplingOptions
     from maxlm.train.loading import load
 
     options = SamplingOptions(arguments.temperature, arguments.top_k, arguments.top_p)
     trained = load(arguments.run)
     tokenizer = trained.tokenizer
-    generator = Generator(trained.model, context_length=trained.config.data.length)
-    prompts = [tokenizer.encode(prompt) for prompt in arguments.prompt]
+    generator = Generator(trained.model, context_length=longest_length(trained.config.data))
+    prompts = encode_prompts(tokenizer, arguments.prompt, trained.config.data)
     stream = generator.stream(
         trained.params,
         prompts,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maxlm.config.schema import RunConfig
+    from maxlm.train.display import Display
     from maxlm.train.loop import Outcome
+    from maxlm.train.sinks import Sink
 
 EPILOG = """\
 examples:
@@ -78,8 +80,12 @@ def pretrain(
     Raises:
         MaxLMError: something that the user can mend.
     """
+    from maxlm.parallel.one_process import require_one_process, require_own_devices
+
+    require_one_process()
+    import jax
+
     from maxlm.evaluate.hooks import training_hooks
-    from maxlm.evaluate.report import write_report
     from maxlm.train.display import Display
     from maxlm.train.loop import train
     from maxlm.train.records import RecordWriter
@@ -88,6 +94,7 @@ def pretrain(
 
     display = Display(f"{config.output}/{config.name}", live=live)
     training = prepare(config, branch_from=branch_from, message=display.message)
+    require_own_devices(jax.process_count())
     if training.is_finished:
         display.message(
             f"{training.folder.path} is finished: {training.timeline.total_steps} steps; nothing "
@@ -100,11 +107,28 @@ def pretrain(
         tensorboard=config.logging.tensorboard,
         wandb_project=config.logging.wandb_project,
     )
-    writer = RecordWriter([sinks], display)
+    page = _Page(training.folder.path, sinks, display)
+    writer = RecordWriter([sinks, page], display)
     try:
         outcome = train(training, training_hooks(training), writer)
     finally:
         writer.close()
-    page = write_report([training.folder.path])
-    print(f"report: {page}")
     return outcome
+
+
+class _Page:
+    """Writes the run's page when it ends, before the display says its last line."""
+
+    def __init__(self, run: str, sinks: Sink, display: Display):
+        self._run, self._sinks, self._display = run, sinks, display
+
+    def write(self, record: dict[str, Any]) -> None:
+        if record["kind"] == "end" and record["reason"] != "failed":
+            from maxlm.evaluate.report import write_report
+
+            self._sinks.flush()
+            self._display.message(f"report: {write_report([self._run])}")
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...

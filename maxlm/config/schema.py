@@ -79,7 +79,8 @@ class ModelConfig(Section):
         None, ge=1, description="Longest sequence of learned positions; derived: the data's length."
     )
     qk_norm: bool = Field(
-        False, description="RMS norm of each query and key head before attention (Qwen3)."
+        False,
+        description="Norm (of the kind that model.norm says) of each query and key head before attention (Qwen3).",
     )
     attention_pattern: list[AttentionSpan] = Field(
         [AttentionSpan.GLOBAL],
@@ -191,7 +192,7 @@ class ParallelConfig(Section):
     )
     compiler_options: dict[str, str | int | float | bool] = Field(
         {},
-        description="XLA options of the train and evaluation programs; the hardware's presets set them.",
+        description="XLA options of the train and evaluation programs; none by default.",
     )
     scan_unroll: int | None = Field(
         None,
@@ -313,7 +314,7 @@ class EvalSetConfig(Section):
 
     store: str = Field(description="Folder of a token store.")
     split: str = Field("validation", description="Which split.")
-    length: int | None = Field(None, ge=2, description="Window; derived: the training length.")
+    length: int | None = Field(None, ge=2, description="Window; derived: data.length.")
     max_tokens: int | None = Field(
         None, ge=1, description="Read only the first so many tokens; unset: all."
     )

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from maxlm.config.derive_model import longest_length
 from maxlm.evaluate.perplexity import evaluate, make_eval_step
 from maxlm.evaluate.sets import open_sets
 from maxlm.generate.generator import Generator
+from maxlm.generate.prompts import encode_prompts
 from maxlm.generate.sampling import SamplingOptions
 from maxlm.model.definition import Params
 from maxlm.train.loop import Hook
@@ -27,7 +29,7 @@ def training_hooks(run: Run) -> list[Hook]:
 
 
 def _evaluation(run: Run) -> Any:
-    eval_step = make_eval_step(run.model, run.token_bytes)
+    eval_step = make_eval_step(run.model, run.token_bytes, run.config.parallel.compiler_options)
     sets = open_sets(run.config, run.tokenizer.hash)
 
     def call(step: int, params: Params) -> Iterator[dict[str, Any]]:
@@ -40,9 +42,9 @@ def _evaluation(run: Run) -> Any:
 
 def _sampling(run: Run) -> Any:
     config = run.config.eval
-    generator = Generator(run.model, context_length=run.config.data.length)
+    generator = Generator(run.model, context_length=longest_length(run.config.data))
     options = SamplingOptions(temperature=config.sample_temperature)
-    prompts = [run.tokenizer.encode(prompt) for prompt in config.prompts]
+    prompts = encode_prompts(run.tokenizer, config.prompts, run.config.data)
 
     def call(step: int, params: Params) -> Iterator[dict[str, Any]]:
         # The seed is the same every time, so that samples differ by the weights alone.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,15 +28,18 @@ class EvalSums(NamedTuple):
 EvalStep = Callable[[Params, Batch], EvalSums]
 
 
-def make_eval_step(model: ModelDefinition, token_bytes: jax.Array) -> EvalStep:
-    """A jitted `(params, batch) -> EvalSums`."""
+def make_eval_step(
+    model: ModelDefinition,
+    token_bytes: jax.Array,
+    compiler_options: Mapping[str, Any] | None = None,
+) -> EvalStep:
+    """A jitted `(params, batch) -> EvalSums`, compiled with XLA's `compiler_options`."""
 
-    @jax.jit
     def eval_step(params: Params, batch: Batch) -> EvalSums:
         sums = model.bind(params).loss(batch)
         return EvalSums(sums.nll, sums.weight, count_bytes(batch, token_bytes))
 
-    return eval_step
+    return jax.jit(eval_step, compiler_options=dict(compiler_options or {}))
 
 
 def evaluate(eval_step: EvalStep, params: Params, batches: Iterable[Batch]) -> dict[str, Any]:

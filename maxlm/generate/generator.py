@@ -74,10 +74,10 @@ class Generator:
             yield row
 
     def _window(self, history: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """The newest tokens of each row, left-padded to a power of two, and the cache's segments."""
+        """The newest tokens of each row, left-padded to few lengths, and the cache's segments."""
         longest = max(map(len, history))
         keep = longest if longest < self.context_length else max(1, self.context_length // 2)
-        padded = min(1 << (keep - 1).bit_length(), self.context_length)
+        padded = _padded_length(keep, self.context_length)
         tokens = np.zeros((len(history), padded), np.int32)
         segments = np.zeros((len(history), self.context_length), np.int32)
         for row, past in enumerate(history):
@@ -122,3 +122,16 @@ class Generator:
         ones = jnp.ones_like(token)[:, None]
         logits, caches = decoder.extend(token[:, None], position, ones, caches, segments, used)
         return sample(key, logits, options), caches, segments
+
+
+def _padded_length(length: int, context_length: int) -> int:
+    """A power of two, or else the coarsest multiple that leaves the cache room for new tokens.
+
+    Few lengths mean few compilations; a padded prompt that fills the context would have every
+    token read it all again.
+    """
+    padded, multiple = 1 << (length - 1).bit_length(), 64
+    while padded >= context_length and multiple:
+        padded = -(-length // multiple) * multiple
+        multiple //= 2
+    return padded

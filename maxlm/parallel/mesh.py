@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
 from maxlm.config.schema import ParallelConfig
@@ -17,15 +18,59 @@ def make_mesh(parallel: ParallelConfig, devices: list[Any] | None = None) -> Mes
     """Lay devices out as the config's mesh.
 
     Raises:
-        ParallelError: the sizes do not multiply to the number of devices.
+        ParallelError: the sizes do not multiply to the number of devices, or their links and
+            slices do not allow them.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(parallel, len(devices))
     auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-    if len(devices) == jax.device_count():
-        # Orders devices along the hardware's links.
-        return jax.make_mesh(sizes, MESH_AXES, auto, devices=devices)
-    return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=auto)
+    return Mesh(arrange(devices, sizes), MESH_AXES, axis_types=auto)
+
+
+def arrange(devices: list[Any], sizes: tuple[int, ...]) -> np.ndarray:
+    """Order devices along the hardware's links, slice by slice.
+
+    An axis takes whole links of a TPU's torus where the sizes allow, and shares one otherwise
+    (`jax.make_mesh` refuses to share but on v5e). `replica` alone goes across slices, because it
+    sends least: gradients, once a step.
+
+    Args:
+        devices: of one or several slices.
+        sizes: of the mesh axes, which multiply to the number of devices.
+
+    Returns:
+        Devices, of shape `sizes`.
+
+    Raises:
+        ParallelError: the links or slices do not allow these sizes.
+    """
+    if devices[0].platform != "tpu":
+        # A switch between devices: only the order of the machines matters.
+        ordered = sorted(devices, key=lambda d: (getattr(d, "slice_index", None) or 0, d.id))
+        return np.asarray(ordered).reshape(sizes)
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    described = " × ".join(f"{a} {size}" for a, size in zip(MESH_AXES, sizes, strict=True))
+    replica, *inner = sizes
+    if replica % slices:
+        raise ParallelError(
+            f"mesh {described}: replica {replica} does not divide by the {slices} slices, and no "
+            f"other axis may span slices; set parallel.replica to a multiple of {slices}"
+        )
+    try:
+        if slices > 1:
+            return mesh_utils.create_hybrid_device_mesh(
+                (replica // slices, *inner),
+                (slices, *(1 for _ in inner)),
+                devices,
+                allow_split_physical_axes=True,
+            )
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    except (NotImplementedError, ValueError, AssertionError) as error:
+        raise ParallelError(
+            f"mesh {described} cannot be laid over these {len(devices)} devices "
+            f"({devices[0].device_kind}, {slices} slice{'s' if slices > 1 else ''}): {error}; "
+            "give the axes sizes that are products of the slice's sides"
+        ) from error
 
 
 def mesh_sizes(parallel: ParallelConfig, num_devices: int) -> tuple[int, ...]:

@@ -114,3 +114,9 @@ def test_mistakes_are_told_kindly(run, store, tmp_path, capsys):
         for part in parts:
             assert part in captured.err, (arguments, captured.err)
         assert "Traceback" not in captured.err
+
+
+@pytest.mark.slow
+def test_the_evaluation_is_compiled_with_the_compiler_options(run):
+    with pytest.raises(Exception, match="no_such_option"):
+        call("eval", run.path, "parallel.compiler_options.no_such_option=1")

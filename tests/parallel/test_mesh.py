@@ -1,3 +1,6 @@
+from dataclasses import dataclass
+from itertools import product
+
 import jax
 import numpy as np
 import pytest
@@ -5,7 +8,7 @@ import pytest
 from maxlm.config.schema import ModelConfig, ParallelConfig
 from maxlm.errors import ParallelError
 from maxlm.model.definition import define
-from maxlm.parallel.mesh import check_batch, make_mesh, mesh_sizes
+from maxlm.parallel.mesh import arrange, check_batch, make_mesh, mesh_sizes
 from maxlm.parallel.placement import local_rows, place_batch
 
 
@@ -79,3 +82,78 @@ def test_parameters_are_initialised_in_shards_with_the_same_values_on_any_mesh()
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 8, 32)
     for name, array in whole.items():
         np.testing.assert_array_equal(array, shards[name])
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What a mesh is made by: a device of a pod that is not here."""
+
+    id: int
+    coords: tuple[int, int, int]
+    device_kind: str
+    slice_index: int = 0
+    process_index: int = 0
+    core_on_chip: int = 0
+    platform: str = "tpu"
+
+
+def pod(kind: str, *sides: int, slices: int = 1) -> list[Chip]:
+    places = list(product(*(range(side) for side in reversed(sides))))  # x runs fastest
+    return [
+        Chip(s * len(places) + i, place[::-1], kind, slice_index=s)
+        for s in range(slices)
+        for i, place in enumerate(places)
+    ]
+
+
+PODS = {
+    "v5p 4×4×4": ("TPU v5p", (4, 4, 4)),
+    "v4 2×4×4": ("TPU v4", (2, 4, 4)),
+    "v6e 16×16": ("TPU v6 lite", (16, 16, 1)),
+    "v6e 8×8": ("TPU v6 lite", (8, 8, 1)),
+    "v6e 2×4": ("TPU v6 lite", (2, 4, 1)),
+    "v5e 4×4": ("TPU v5 lite", (4, 4, 1)),
+}
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_every_mesh_of_powers_of_two_is_laid_over_a_pod(name):
+    kind, sides = PODS[name]
+    chips = pod(kind, *sides)
+    power = len(chips).bit_length() - 1
+    for replica in range(power + 1):
+        for tensor in range(power + 1 - replica):
+            sizes = (2**replica, 2 ** (power - replica - tensor), 2**tensor)
+            laid = arrange(chips, sizes)
+            assert laid.shape == sizes
+            assert {chip.id for chip in laid.flat} == set(range(len(chips))), sizes
+
+
+def test_whole_links_go_to_an_axis_where_the_sizes_allow():
+    laid = arrange(pod("TPU v5p", 4, 4, 4), (4, 16, 1))
+    for replica in laid:  # 16-way fsdp: a plane of the torus
+        assert [len({chip.coords[i] for chip in replica.flat}) for i in range(3)].count(4) == 2
+
+
+@pytest.mark.parametrize("sizes", [(2, 64, 1), (4, 16, 2), (2, 1, 64), (128, 1, 1)])
+def test_only_replica_crosses_slices(sizes):
+    laid = arrange(pod("TPU v5p", 4, 4, 4, slices=2), sizes)
+    assert laid.shape == sizes and len(set(laid.flat)) == 128
+    for replica in laid:
+        assert len({chip.slice_index for chip in replica.flat}) == 1
+
+
+def test_a_mesh_that_a_pod_does_not_allow_says_so():
+    two = pod("TPU v5p", 4, 4, 4, slices=2)
+    with pytest.raises(ParallelError, match=r"replica 1 does not divide by the 2 slices"):
+        arrange(two, (1, 128, 1))
+    with pytest.raises(ParallelError, match=r"replica 2 × fsdp 48 .* 96 devices \(TPU v5p, 2 sl"):
+        arrange(two[:96], (2, 48, 1))
+    with pytest.raises(ParallelError, match="cannot be laid over these 3 devices"):
+        arrange(pod("TPU v5p", 2, 2, 1)[:3], (1, 3, 1))
+
+
+def test_machines_with_a_switch_are_taken_one_after_the_other():
+    gpus = [Chip(i, (0, 0, 0), "NVIDIA H100", slice_index=i % 2, platform="gpu") for i in range(16)]
+    assert [{gpu.slice_index for gpu in row.flat} for row in arrange(gpus, (2, 8, 1))] == [{0}, {1}]
+    assert arrange(gpus, (1, 16, 1)).shape == (1, 16, 1)

@@ -1,0 +1,36 @@
+"""From texts to the ids that a model continues: they begin as the documents it was trained on do."""
+
+from __future__ import annotations
+
+from maxlm.config.schema import DataConfig
+from maxlm.data.store import TokenStore
+from maxlm.data.tokenizers import Tokenizer
+from maxlm.errors import ConfigError, DataError, StorageError
+
+
+def encode_prompts(tokenizer: Tokenizer, texts: list[str], data: DataConfig) -> list[list[int]]:
+    """Ids of each text, with the tokenizer's `bos` first where the training documents have it.
+
+    Raises:
+        ConfigError: a text is empty and nothing stands for its beginning.
+    """
+    begin = [tokenizer.bos_id] if tokenizer.bos_id is not None and _has_bos(data) else []
+    prompts = [[*begin, *tokenizer.encode(text)] for text in texts]
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise ConfigError(
+                f"prompt {i + 1} of {len(prompts)} is empty, and this model's documents begin "
+                "with no token of their own: give it some text"
+            )
+    return prompts
+
+
+def _has_bos(data: DataConfig) -> bool:
+    """Whether a store begins its documents with `bos`; what `tokenize` does where none is left."""
+    for source in data.mixture.values():
+        try:
+            settings = TokenStore(source.store).manifest.get("settings", {})
+        except (DataError, StorageError):
+            continue  # a model is used where its data is not
+        return settings.get("document_markers", "both") in ("both", "bos")
+    return True
