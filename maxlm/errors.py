@@ -1,7 +1,7 @@
 """Typed errors: what was wrong, where, the values seen, and what to do.
 
 Everything that a user can cause is a `MaxLMError`; the command line prints its message without a
-traceback and exits with its `exit_code` (2: the user's to mend, 1: ours).
+traceback and exits with its `exit_code` (2: the user's to mend, 1: ours, 75: run it again).
 """
 
 from __future__ import annotations
@@ -42,6 +42,19 @@ class DeviceMemoryError(MaxLMError):
 
 class StorageError(MaxLMError):
     """A path that cannot be read or written: missing, forbidden, or the disk is full."""
+
+
+class MissingError(StorageError):
+    """A path at which there is nothing."""
+
+
+class UnreachableError(StorageError):
+    """Storage that fails for now: a time-out, a lost connection, a server or disk in trouble.
+
+    It says nothing about what is stored. A launcher may run the command again.
+    """
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -11,14 +11,18 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
+import re
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-from maxlm.errors import MaxLMError, StorageError
+from maxlm.errors import MaxLMError, MissingError, StorageError, UnreachableError
+
+Result = TypeVar("Result")
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -177,7 +181,7 @@ def typed_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except MaxLMError:
         raise
     except FileNotFoundError as error:
-        raise StorageError(f"{path}: no such file or folder") from error
+        raise MissingError(f"{path}: no such file or folder") from error
     except PermissionError as error:
         raise StorageError(f"{path}: permission denied") from error
     except IsADirectoryError as error:
@@ -189,9 +193,75 @@ def typed_errors(path: str | os.PathLike[str]) -> Iterator[None]:
             raise StorageError(
                 f"{path}: the disk is full; free some space and run again"
             ) from error
-        raise StorageError(f"{path}: {error.strerror or error}") from error
+        kind = UnreachableError if is_transient(error) else StorageError
+        raise kind(f"{path}: {error.strerror or error}") from error
     except Exception as error:
         # Clients of object stores raise types of their own.
         if not is_remote(path):
             raise
-        raise StorageError(f"{path}: {type(error).__name__}: {error}") from error
+        kind = UnreachableError if is_transient(error) else StorageError
+        raise kind(f"{path}: {type(error).__name__}: {error}") from error
+
+
+# What a disk, a mounted share or a network says when it is in trouble, not the file.
+_TRANSIENT_ERRNOS = frozenset(
+    {
+        errno.EIO,
+        errno.EAGAIN,
+        errno.EINTR,
+        errno.EBUSY,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ECONNRESET,
+        errno.ECONNREFUSED,
+        errno.ECONNABORTED,
+        errno.EPIPE,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EREMOTEIO,
+        errno.EMFILE,
+        errno.ENFILE,
+    }
+)
+# How gRPC, TensorStore, gcsfs, aiohttp and HTTP name the same in a message.
+_TRANSIENT_TEXT = re.compile(
+    r"UNAVAILABLE|DEADLINE_EXCEEDED|Too Many Requests|Service Unavailable|Bad Gateway"
+    r"|Gateway Time-?out|Internal Server Error|Input/output error|Stale file handle"
+    r"|timed? ?out|[Cc]onnection (?:reset|refused|aborted|closed)|Cannot connect|[Nn]ame resolution"
+    r"|Server ?[Dd]isconnected|\b(?:HTTP|[Ss]tatus|[Cc]ode)[^\w]{0,3}(?:code[^\w]{0,3})?(?:429|50[0234])\b"
+)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether a failure says nothing about the file: the same call may succeed a moment later."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, UnreachableError | TimeoutError | ConnectionError):
+            return True
+        if isinstance(seen, OSError) and seen.errno in _TRANSIENT_ERRNOS:
+            return True
+        status = getattr(seen, "status", getattr(seen, "code", None))
+        if isinstance(status, int) and status in (408, 429, 500, 502, 503, 504):
+            return True
+        if not isinstance(seen, FileNotFoundError) and _TRANSIENT_TEXT.search(str(seen)):
+            return True
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return False
+
+
+# Enough for a lost connection; longer trouble is the launcher's to wait out.
+_RETRY_SECONDS = (0.2, 1.0, 3.0)
+
+
+def retried(call: Callable[[], Result]) -> Result:
+    """The result of a call that reads; repeated a few times while its failure is transient."""
+    for seconds in _RETRY_SECONDS:
+        try:
+            return call()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+        time.sleep(seconds)
+    return call()

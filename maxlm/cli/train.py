@@ -23,7 +23,8 @@ The run lies in OUTPUT/NAME (`output=…`, `name=…`): config, tokenizer, check
 TensorBoard files, report.html. Ctrl-C or SIGTERM saves a checkpoint and ends; the same command goes
 on from there, and does nothing when the run is finished.
 
-exit status: 0 finished, 2 a mistake to mend, 75 ended by SIGTERM and 130 by Ctrl-C (run it again).
+exit status: 0 finished, 2 a mistake to mend, 75 ended by SIGTERM or by storage that fails for now
+and 130 by Ctrl-C (run it again).
 """
 
 

@@ -42,6 +42,8 @@ DERIVABLE = frozenset(
         "train.precision",
     }
 )
+# Of these, what a run that branches off another keeps of its parent; it counts its own length.
+INHERITED = DERIVABLE - {"model.max_length", "schedule.warmup", "train.duration"}
 
 
 def meaning_diff(
@@ -81,14 +83,16 @@ def meaning_diff(
     return lines
 
 
-def keep_derived(saved: Mapping[str, Any], current: RunConfig) -> RunConfig:
-    """`current` with what it leaves to be derived taken from the saved run.
+def keep_derived(
+    saved: Mapping[str, Any], current: RunConfig, keys: frozenset[str] = DERIVABLE
+) -> RunConfig:
+    """`current` with what it leaves to be derived, of `keys`, taken from the saved run.
 
-    Rules read the number of devices and the platform; a run that continues elsewhere must not get
-    another batch or precision from them.
+    Rules read the number of devices, the platform and the length of training; a run that continues
+    must not get another batch, learning rate or precision from them.
     """
     sections: dict[str, Any] = {}
-    for key in DERIVABLE:
+    for key in sorted(keys):
         section, name = key.split(".")
         value = (saved.get(section) or {}).get(name)
         if value is not None and getattr(getattr(current, section), name) is None:

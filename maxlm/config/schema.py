@@ -305,7 +305,8 @@ class CheckpointConfig(Section):
     )
     keep_last: int = Field(3, ge=1, description="Newest checkpoints to keep.")
     keep_every: DurationField | None = Field(
-        None, description="Also keep each checkpoint at a multiple of this."
+        None,
+        description="Also keep the first checkpoint at or after each multiple of this, for good.",
     )
 
 

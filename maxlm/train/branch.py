@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maxlm.config.duration import Duration, DurationUnit
+from maxlm.config.meaning import INHERITED, keep_derived
 from maxlm.config.schema import DataConfig, PhaseConfig, RunConfig, SourceConfig
 from maxlm.data.loader import Loader
 from maxlm.data.open_sources import open_sources
@@ -42,6 +43,7 @@ class _Past:
     step: int
     data: DataConfig  # of the parent
     phases: list[PhaseConfig]  # up to the branch point: in steps, every value given
+    config: Mapping[str, Any]  # resolved, what the branch leaves open is taken from it
 
 
 def branched(
@@ -49,7 +51,8 @@ def branched(
 ) -> RunConfig:
     """A config whose run goes on from `RUN` or `RUN@STEP`.
 
-    `train.duration` and `schedule` count from the branch point; the data seed is the parent's.
+    `train.duration` and `schedule` count from the branch point; the data seed is the parent's, and
+    so is what the config leaves to be derived: batch size, learning rate, precision, model.
 
     Args:
         config: as loaded.
@@ -62,6 +65,7 @@ def branched(
         ConfigError: the config cannot follow the parent's.
     """
     past = _past_of_branch(saved, reference) or _past_of_parent(reference)
+    config = keep_derived(past.config, config, INHERITED)
     if past.data.packing != config.data.packing:
         raise ConfigError(
             f"data.packing: {past.parent} packs '{past.data.packing}', this config "
@@ -89,8 +93,9 @@ def _past_of_parent(reference: str) -> _Past:
     step = checkpoints.latest if step is None else step
     if step is None:
         raise CheckpointError(f"{folder.path} has no complete checkpoint to branch from")
-    parent = RunConfig.model_validate(checkpoints.metadata(step)["config"])
-    return _Past(folder.path, step, parent.data, _phases_until(_timeline(parent), step))
+    plain = checkpoints.metadata(step)["config"]
+    parent = RunConfig.model_validate(plain)
+    return _Past(folder.path, step, parent.data, _phases_until(_timeline(parent), step), plain)
 
 
 def _past_of_branch(saved: Mapping[str, Any] | None, reference: str) -> _Past | None:
@@ -108,7 +113,7 @@ def _past_of_branch(saved: Mapping[str, Any] | None, reference: str) -> _Past | 
         if left > 0 and phase.duration is not None:
             phases.append(phase)
             left -= int(phase.duration.amount)
-    return _Past(*point, begun.data, phases)
+    return _Past(*point, begun.data, phases, saved)
 
 
 def _timeline(parent: RunConfig) -> Timeline:

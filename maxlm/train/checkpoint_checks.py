@@ -12,13 +12,21 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
 from maxlm import storage
-from maxlm.errors import CheckpointError, DeviceMemoryError, StorageError, did_you_mean
+from maxlm.errors import (
+    CheckpointError,
+    DeviceMemoryError,
+    MissingError,
+    StorageError,
+    UnreachableError,
+    did_you_mean,
+)
 from maxlm.train.checkpoint_format import (
     ArrayRecord,
     DamagedError,
@@ -64,9 +72,9 @@ def verify(path: str) -> Report:
         if 0 in record.shape:
             continue
         try:
-            array = read_on_host(path, name)
+            array = storage.retried(partial(read_on_host, path, name))
         except Exception as error:
-            problems.append(f"array '{name}' cannot be read: {brief(error)}")
+            problems.append(f"array '{name}' {read_problem(path, error)}")
             continue
         if (array.shape, str(array.dtype)) != (record.shape, record.dtype):
             problems.append(
@@ -198,12 +206,25 @@ def read_problem(path: str, error: Exception) -> str:
         raise DeviceMemoryError(
             f"{path}: no memory left while reading: {text}; use more devices, or shard further"
         ) from error
-    if isinstance(error, PermissionError) or any(
-        mark in text for mark in ("UNAVAILABLE", "PERMISSION_DENIED", "UNAUTHENTICATED")
-    ):
-        # Older checkpoints would fail alike, and falling back would throw good work away.
+    # Older checkpoints would fail alike, and falling back would throw good work away.
+    if storage.is_transient(error):
+        raise UnreachableError(f"{path}: cannot be reached: {text}") from error
+    if not _is_of_content(error, text):
         raise CheckpointError(f"{path}: cannot be reached: {text}") from error
     return f"cannot be read: {text}"
+
+
+def _is_of_content(error: Exception, text: str) -> bool:
+    """Whether a failed read is due to what is stored: a missing or an undecodable file.
+
+    TensorStore raises ValueError for every status; some of them are not about the content.
+    """
+    known = (FileNotFoundError, MissingError, ValueError, KeyError, TypeError, EOFError)
+    others = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CANCELLED", "INTERNAL", "UNKNOWN")
+    root: BaseException = error  # Orbax wraps what it met
+    while root.__cause__ is not None:
+        root = root.__cause__
+    return isinstance(root, known) and not any(mark in f"{text} {root}" for mark in others)
 
 
 def is_disk_full(error: BaseException) -> bool:

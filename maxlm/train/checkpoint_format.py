@@ -20,10 +20,11 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from maxlm import storage
-from maxlm.errors import CheckpointError, StorageError
+from maxlm.errors import CheckpointError, MissingError
 
 FORMAT_VERSION = 1
 DESCRIPTION_FILE = "maxlm.json"
@@ -172,12 +173,13 @@ def read_description(folder: str) -> Description:
     Raises:
         DamagedError: the file is missing, is not JSON, or its hash does not match.
         CheckpointError: written by a newer maxlm.
+        StorageError: it cannot be read, which says nothing about what is in it.
     """
     path = storage.join(folder, DESCRIPTION_FILE)
     try:
-        outer = json.loads(storage.read_bytes(path))
+        outer = json.loads(storage.retried(lambda: storage.read_bytes(path)))
         body, digest = outer["body"], outer["sha256"]
-    except StorageError as error:
+    except MissingError as error:
         raise DamagedError(folder, [str(error)]) from error
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(folder, [f"{DESCRIPTION_FILE} is not readable: {error!r}"]) from error
@@ -190,9 +192,10 @@ def read_files(folder: str, description: Description) -> dict[str, bytes]:
     """The small files of a checkpoint, checked against their hashes. Raises DamagedError."""
     files = {}
     for name, record in description.files.items():
+        path = storage.join(folder, FILES_FOLDER, *name.split("/"))
         try:
-            content = storage.read_bytes(storage.join(folder, FILES_FOLDER, *name.split("/")))
-        except StorageError as error:
+            content = storage.retried(partial(storage.read_bytes, path))
+        except MissingError as error:
             raise DamagedError(folder, [f"file '{name}': {error}"]) from error
         if hashlib.sha256(content).hexdigest() != record.sha256:
             raise DamagedError(folder, [f"file '{name}' does not match its hash"])

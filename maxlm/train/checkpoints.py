@@ -48,7 +48,7 @@ class Checkpoints:
     Args:
         folder: RUN/checkpoints.
         keep_last: newest checkpoints to keep.
-        keep_every_steps: also keep each checkpoint whose step is a multiple of this.
+        keep_every_steps: also keep the first checkpoint at or after each multiple of this.
         asynchronous: write in the background; otherwise `save` waits for the commit.
         message: told, in a sentence, of everything that a person should know (half-written or
             damaged checkpoints, fallbacks). A fallback also raises a Python warning.
@@ -219,6 +219,7 @@ class Checkpoints:
         Raises:
             CheckpointError: there is no such checkpoint, none is good, or its arrays are not those
                 asked for (names, shapes and dtypes must be equal: nothing is cast).
+            StorageError: the storage fails, which is no damage; UnreachableError when for now.
         """
         self.wait()
         targets = {name: checks.placed(target) for name, target in targets.items()}
@@ -276,7 +277,7 @@ class Checkpoints:
         checks.check_targets(path, description, targets, partial)
         problems, arrays = [], {}
         try:
-            arrays = read_arrays(path, targets)
+            arrays = storage.retried(lambda: read_arrays(path, targets))
         except Exception as error:
             problems = [checks.read_problem(path, error)]
         checks.agree(path, problems)
@@ -352,13 +353,23 @@ class Checkpoints:
         # one by its number) are not ours to judge.
         kept = set([s for s in good if s <= newest][-self._keep_last :])
         kept |= {s for s in good if s > newest}
-        if self._keep_every_steps:
-            kept |= {s for s in good if s % self._keep_every_steps == 0}
+        # For good means for good: the damaged one too may be worth more than none.
+        kept |= self._first_of_each_distance(good)
+        kept |= self._first_of_each_distance(list(listing.complete))
         surplus = [name for s, name in listing.complete.items() if s not in kept]
         for name in surplus + listing.superseded:
             self._remove(name)
-        for step in sorted(damaged):
+        for step in sorted(damaged - kept):
             self._message(f"{self.folder}: removed the damaged checkpoint of step {step}")
+
+    def _first_of_each_distance(self, steps: list[int]) -> set[int]:
+        """The first of `steps` at or after each multiple of `keep_every_steps`."""
+        distance = self._keep_every_steps
+        if not distance:
+            return set()
+        # The first stays the first of its distance when others are removed.
+        first = {s // distance: s for s in sorted(steps, reverse=True) if s >= distance}
+        return set(first.values())
 
     def _remove_half_written(self) -> None:
         for name in layout.scan(self.folder).half_written:

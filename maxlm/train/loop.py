@@ -66,12 +66,15 @@ def train(run: Run, hooks: Iterable[Hook], writer: RecordWriter) -> Outcome:
         state, step = run.restore_or_begin(writer.message)
         writer.write(start_record(run, resumed_from=step or None))
         steps = _Steps(run, writer, step)
+        newest = _Newest(state, step)
         try:
-            state = _take_steps(run, list(hooks), writer, steps, state, interruption)
+            state = _take_steps(run, list(hooks), writer, steps, newest, interruption)
             if run.checkpoints.latest != steps.dispatched:
                 _save(run, writer, steps, state)
             run.checkpoints.close()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Exception) and newest.good:
+                _save_before_failing(run, newest)
             _end_failed(run, writer, steps)
             raise
     step = steps.dispatched
@@ -85,10 +88,11 @@ def _take_steps(
     hooks: Iterable[Hook],
     writer: RecordWriter,
     steps: _Steps,
-    state: TrainState,
+    newest: _Newest,
     interruption: Interruption,
 ) -> TrainState:
-    """Train to the last step, or until a signal asks to stop."""
+    """Train to the last step, or until a signal asks to stop; `newest` follows."""
+    state = newest.state
     rows = _rows_of(run)
     step = steps.dispatched
     cursor = run.timeline.at_step(step).cursor
@@ -98,12 +102,31 @@ def _take_steps(
                 batch = next(batches)
             size = run.timeline.at_step(step).batch_size
             placed = place_batch(batch, size, rows(size), run.mesh)
+            newest.good = False  # the state is donated: a step that fails leaves none
             state, metrics = run.train_step(state, placed)
             step += 1
+            newest.state, newest.step, newest.good = state, step, True
             steps.take(step, metrics)
             _between_steps(run, hooks, writer, steps, state)
     steps.drain()
     return state
+
+
+@dataclass
+class _Newest:
+    """The state after the newest step, for an error beside the steps."""
+
+    state: TrainState
+    step: int
+    good: bool = True
+
+
+def _save_before_failing(run: Run, newest: _Newest) -> None:
+    """Keep the work done when an evaluation, a read or a sink fails; that error is what counts."""
+    with contextlib.suppress(Exception):
+        jax.block_until_ready(newest.state)
+        if newest.step and run.checkpoints.latest != newest.step:
+            run.save(newest.step, to_canonical(newest.state, run.model))
 
 
 def _end_failed(run: Run, writer: RecordWriter, steps: _Steps) -> None:
@@ -130,7 +153,7 @@ def _between_steps(
 ) -> None:
     step = steps.dispatched
     last = step == run.timeline.total_steps
-    if step % run.intervals.checkpoint == 0 and not last:
+    if step % run.intervals.checkpoint == 0 or last:  # before hooks, which may fail or take long
         steps.drain()
         _save(run, writer, steps, state)
     for hook in hooks:

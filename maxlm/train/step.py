@@ -28,7 +28,7 @@ class StepMetrics(NamedTuple):
     weight: jax.Array  # number of targets
     target_bytes: jax.Array  # bytes of text that the targets stand for
     grad_norm: jax.Array  # before clipping
-    param_norm: jax.Array
+    param_norm: jax.Array  # after the step
     skipped: jax.Array  # steps skipped so far
 
 
@@ -77,7 +77,7 @@ def make_train_step(
         fraction = rate(state.step)
         updates = jax.tree.map(lambda u: u * fraction.astype(u.dtype), updates)
         params = optax.apply_updates(state.params, updates)
-        average = _averaged(state.average, params, average_decay)
+        average = _averaged(state.average, params, average_decay, state.step)
 
         finite = jnp.isfinite(grad_norm)
         skipped = state.skipped + jnp.where(finite, 0, 1)
@@ -89,7 +89,7 @@ def make_train_step(
             weight=sums.weight,
             target_bytes=count_bytes(batch, token_bytes),
             grad_norm=grad_norm,
-            param_norm=global_norm(params),
+            param_norm=global_norm(kept[0]),
             skipped=skipped,
         )
         return TrainState(state.step + 1, skipped, *kept), metrics
@@ -126,7 +126,9 @@ def _accumulate(
     return total
 
 
-def _averaged(average: Params, params: Params, decay: float | None) -> Params:
+def _averaged(average: Params, params: Params, decay: float | None, step: jax.Array) -> Params:
+    """The average after a step; early on it forgets faster, so that it loses the initialisation."""
     if decay is None:
         return average
-    return {n: decay * a + (1 - decay) * params[n].astype(a.dtype) for n, a in average.items()}
+    kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return {n: (kept * a + (1 - kept) * params[n]).astype(a.dtype) for n, a in average.items()}

@@ -197,6 +197,7 @@ def test_a_step_with_bad_gradients_changes_nothing_but_the_counters():
     state, _ = step(state, good)
     after, metrics = step(state, bad)
     assert not np.isfinite(metrics.grad_norm)
+    assert np.isfinite(metrics.param_norm)  # of the parameters that were kept
     assert (int(after.step), int(after.skipped)) == (2, 1)
     for old, new in zip(
         jax.tree.leaves((state.params, state.average, state.opt_state)),
@@ -247,8 +248,9 @@ def test_the_averaged_weights_follow_the_weights():
         )
     )
     average = dict(state.params)
-    for batch in packed_batches(3):
+    for taken, batch in enumerate(packed_batches(3)):
         state, _ = step(state, batch)
-        average = {n: 0.5 * a + 0.5 * state.params[n] for n, a in average.items()}
+        decay = min(0.5, (1 + taken) / (10 + taken))
+        average = {n: decay * a + (1 - decay) * state.params[n] for n, a in average.items()}
     for name, value in average.items():
         np.testing.assert_allclose(state.average[name], value, rtol=1e-5, atol=1e-7)
