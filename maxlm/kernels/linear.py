@@ -4,7 +4,8 @@ JAX derives the weight gradient of a matmul over `[batch, length]` as one that c
 on a CPU, XLA then materialises transposed copies of the activations, fused with whatever made them
 (7 ms a layer for 768 tokens × 512 behind a GELU). Over flattened tokens it needs none. Of the two
 ways to write a weight gradient, the one that transposes the narrower operand is up to 1.5 times
-faster there.
+faster there, and a matmul after a transpose of its own 4% of a step faster than one that contracts
+rows.
 """
 
 from __future__ import annotations
@@ -42,16 +43,19 @@ def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
 
 def _backward(residuals: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
-    if x.shape[1] <= dy.shape[1]:
-        kernel_grad = _contract_rows(x, dy)
-    else:
-        # Without the barrier XLA folds the transpose back into the slower form.
-        kernel_grad = jax.lax.optimization_barrier(_contract_rows(dy, x)).T
+    kernel_grad = jax.lax.platform_dependent(x, dy, cpu=_weight_grad_on_cpu, default=_weight_grad)
     return dy @ kernel.T, kernel_grad
 
 
 _matmul.defvjp(_forward, _backward)
 
 
-def _contract_rows(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())))
+def _weight_grad(x: jax.Array, dy: jax.Array) -> jax.Array:
+    return x.T @ dy
+
+
+def _weight_grad_on_cpu(x: jax.Array, dy: jax.Array) -> jax.Array:
+    # The barriers keep XLA from folding the transposes back into the slower form.
+    if x.shape[1] <= dy.shape[1]:
+        return jax.lax.optimization_barrier(x.T) @ dy
+    return jax.lax.optimization_barrier(jax.lax.optimization_barrier(dy.T) @ x).T

@@ -67,11 +67,12 @@ def make_train_step(
         gradients = sum_over_replicas(partial(_accumulate, loss_sums, accumulation=accumulation))
         grads, sums = gradients(state.params, batch)
         count = jnp.maximum(sums.weight, 1.0)
-        grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
-        grad_norm = global_norm(grads)
+        grad_norm = global_norm(grads) / count
+        # The mean and the clipping are one factor: one pass over the gradients less.
+        scale = 1 / count
         if clip_norm is not None:
-            scale = jnp.minimum(1.0, clip_norm / (grad_norm + 1e-6))
-            grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+            scale *= jnp.minimum(1.0, clip_norm / (grad_norm + 1e-6))
+        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         fraction = rate(state.step)
