@@ -13,6 +13,7 @@ def bucket():
         "gcp_storage_emulator.server", reason="gcp-storage-emulator is not installed"
     )
     gcsfs = pytest.importorskip("gcsfs", reason="gcsfs is not installed")
+    _send_generations()
     server = server_module.create_server("localhost", 0, in_memory=True, default_bucket="bucket")
     server.start()
     host, port = server._api._httpd.server_address[:2]
@@ -30,3 +31,26 @@ def bucket():
         else:
             os.environ[name] = value
     server.stop()
+
+
+def _send_generations() -> None:
+    """Let a download carry its object's generation, as Google's do and the emulator's do not.
+
+    Without it TensorStore cannot read again what it has read: a save whose arrays are opened one
+    after another then fails by chance ("Malformed StorageGeneration").
+    """
+    from gcp_storage_emulator.handlers import objects
+
+    download = objects.download
+    if download.__name__ == "download_with_generation":
+        return
+
+    def download_with_generation(request, response, storage, *rest, **options):
+        names = request.params["bucket_name"], request.params["object_id"]
+        found = storage.objects.get(names[0], {}).get(names[1])
+        if found is not None:
+            response["x-goog-generation"] = found["generation"]
+            response["x-goog-metageneration"] = found["metageneration"]
+        return download(request, response, storage, *rest, **options)
+
+    objects.download = download_with_generation

@@ -26,6 +26,7 @@ from maxlm.data.shards import ShardWriter
 from maxlm.data.tokenizers import load_tokenizer
 from maxlm.evaluate.hooks import training_hooks
 from maxlm.parallel.mesh import make_mesh
+from maxlm.parallel.placement import place_batch
 from maxlm.train.checkpoints import Checkpoints
 from maxlm.train.loop import Hook
 from maxlm.train.run_folder import RunFolder
@@ -153,6 +154,20 @@ def train_here(
         with contextlib.suppress(Killed):
             pretrain(loaded, branch_from=branch_from, live=False)
     return RunFolder(f"{loaded.output}/{loaded.name}")
+
+
+@contextmanager
+def batches_read() -> Iterator[list[np.ndarray]]:
+    """Token ids of every batch that runs in this process train on, one array a step."""
+    read: list[np.ndarray] = []
+
+    def place(batch: Any, *where: Any) -> Any:
+        read.append(np.array(batch.tokens))
+        return place_batch(batch, *where)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("maxlm.train.loop.place_batch", place)
+        yield read
 
 
 def checksums(run: RunFolder, step: int | None = None) -> dict[str, str]:

@@ -253,7 +253,9 @@ def _check_durations(config: RunConfig) -> Iterator[Problem]:
         if duration is not None and duration.amount <= 0:
             yield Problem(path, f"'{duration}' does not fit; allowed: more than 0")
     total, warmup = config.train.duration, config.schedule.warmup
-    if total and warmup and total.unit == warmup.unit:
+    # A branch's duration holds its parent's steps too; `resolve` checks its own.
+    own = config.train.branch_from is None
+    if own and total and warmup and total.unit == warmup.unit:
         yield from schedule_problem(config, warmup.amount, total.amount, warmup.unit.value)
 
 

@@ -9,7 +9,7 @@
 | run folder of another config | `BAD_RUNS` | config/test_meaning.py |
 | missing checkpoint | `test_a_missing_checkpoint_…` | cli/test_eval_command.py |
 | half-written or damaged checkpoint | `test_a_half_written_…`, `test_only_half_…`, `test_damaged_…` | train/test_checkpoint_damage.py |
-| full disk | not through a command | data/test_tokenize.py, data/test_store.py, train/test_sinks.py |
+| full disk | cli/test_full_disk.py | data/test_tokenize.py, data/test_store.py, train/test_sinks.py |
 | empty, not UTF-8, cut gzip, bad JSON, no text, huge | `BAD_SOURCES` | data/test_sources.py |
 """
 
