@@ -1,0 +1,68 @@
+"""Every activation against its formula, in float64, with its slope."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maxlm.config.schema import Activation
+from maxlm.kernels.activations import ACTIVATIONS, gelu
+
+CUBIC = 0.044715  # of the tanh approximation (Hendrycks & Gimpel)
+
+
+def _sigmoid(x):
+    return 1 / (1 + jnp.exp(-x))
+
+
+# Plain jnp, nothing of jax.nn; jax derives their slopes.
+FORMULAS = {
+    Activation.SILU: lambda x: x * _sigmoid(x),
+    Activation.GELU: lambda x: x * 0.5 * (1 + jax.lax.erf(x / math.sqrt(2))),
+    Activation.GELU_TANH: lambda x: (
+        0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + CUBIC * x**3)))
+    ),
+    Activation.RELU: lambda x: jnp.where(x > 0, x, 0.0),
+    Activation.RELU2: lambda x: jnp.where(x > 0, x * x, 0.0),
+}
+
+
+def test_every_activation_has_a_formula_here():
+    assert set(ACTIVATIONS) == set(Activation) == set(FORMULAS)
+
+
+@pytest.mark.parametrize("kind", Activation, ids=str)
+def test_values_and_slopes_equal_the_formula(kind):
+    with jax.enable_x64(True):
+        x = np.concatenate([np.linspace(-9, 9, 181), np.random.default_rng(0).normal(size=50)])
+        x = jnp.asarray(x[x != 0])  # the slope of a ReLU at 0 is a matter of taste
+        dy = jnp.asarray(np.random.default_rng(1).normal(size=x.shape))
+        got, pullback = jax.vjp(jax.jit(ACTIVATIONS[kind]), x)
+        want, wanted_pullback = jax.vjp(FORMULAS[kind], x)
+        assert got.dtype == jnp.float64
+        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(pullback(dy)[0], wanted_pullback(dy)[0], rtol=1e-12, atol=1e-14)
+
+
+def test_gelu_is_the_normal_distribution_by_the_standard_library():
+    points = np.linspace(-6, 6, 49)
+    cdf = np.array([0.5 * math.erfc(-p / math.sqrt(2)) for p in points])
+    density = np.exp(-(points**2) / 2) / math.sqrt(2 * math.pi)
+    with jax.enable_x64(True):
+        x = jnp.asarray(points)
+        np.testing.assert_allclose(gelu(x), points * cdf, rtol=0, atol=1e-14)
+        slope = jax.vmap(jax.grad(gelu))(x)
+        np.testing.assert_allclose(slope, cdf + points * density, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_activations_keep_the_dtype_and_stay_finite_far_out(dtype):
+    x = jnp.asarray([-1e4, -30.0, -1.0, 0.0, 1.0, 30.0, 1e4], dtype)
+    for kind, activation in ACTIVATIONS.items():
+        value, pullback = jax.vjp(activation, x)
+        (slope,) = pullback(jnp.ones_like(x))
+        assert value.dtype == slope.dtype == dtype, kind
+        assert np.isfinite(value.astype(jnp.float32)).all(), kind
+        assert np.isfinite(slope.astype(jnp.float32)).all(), kind
