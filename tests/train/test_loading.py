@@ -1,0 +1,137 @@
+"""A trained model is read back as it was saved, on the devices that there are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import maxlm
+from maxlm.config.load import load_config
+from maxlm.errors import CheckpointError, ParallelError
+from maxlm.train.canonical import to_canonical
+from maxlm.train.loading import load
+from maxlm.train.setup import prepare
+from maxlm.train.state import fresh_state
+from tests.small_run import call, devices, write_quick_config, write_text_store
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run on two devices that keeps averaged weights, and what its checkpoints 4 and 8 hold."""
+    folder = tmp_path_factory.mktemp("loading")
+    config = write_quick_config(
+        folder,
+        write_text_store(folder / "store", 20_000),
+        parallel={"fsdp": 2},
+        optimizer={"average_decay": 0.5, "learning_rate": 0.01},
+    )
+    arrays = {}
+    with devices(2):
+        run = prepare(load_config(str(config), []))
+        for step in (4, 8):
+            state = fresh_state(
+                run.model, run.optimizer, seed=step, average=True, mesh=run.mesh
+            )._replace(average=run.model.init(step + 1, run.mesh))
+            canonical = to_canonical(state, run.model)
+            arrays[step] = {name: np.asarray(array) for name, array in canonical.items()}
+            run.save(step, canonical)
+        run.checkpoints.close()
+    return run.folder, arrays
+
+
+@pytest.fixture
+def run(saved):
+    return saved[0]
+
+
+@pytest.fixture
+def weights(saved):
+    """Arrays of a step by the names that parameters have."""
+
+    def get(step, kind):
+        found = saved[1][step].items()
+        return {n.removeprefix(f"{kind}."): a for n, a in found if n.startswith(f"{kind}.")}
+
+    return get
+
+
+def assert_holds(trained, arrays):
+    assert trained.params.keys() == arrays.keys()
+    for name, array in arrays.items():
+        found = np.asarray(trained.params[name])
+        np.testing.assert_array_equal(found[: len(array)], array, err_msg=name)
+        assert not np.any(found[len(array) :]), name  # padding of the vocabulary
+
+
+@pytest.mark.parametrize(("reference", "step"), [("", 8), ("@newest", 8), ("@4", 4)])
+def test_the_averaged_weights_of_the_step_asked_for_are_loaded(run, weights, reference, step):
+    with devices(2):
+        trained = maxlm.load(run.path + reference)
+    assert trained.step == step
+    assert_holds(trained, weights(step, "average"))
+    assert trained.config == load_config(run.config)
+
+
+def test_the_weights_themselves_are_loaded_when_no_average_is_asked_for(run, weights):
+    with devices(2):
+        trained = load(run.path, ["optimizer.average_decay=null"])
+    arrays = weights(8, "params")
+    assert_holds(trained, arrays)
+    assert (arrays["embedding"] != weights(8, "average")["embedding"]).any()
+
+
+@pytest.mark.parametrize(
+    ("count", "mesh"),
+    [
+        (2, {"fsdp": 2}),  # the run's own
+        (1, {}),
+        (8, {"fsdp": 8}),
+        (5, {"replica": 5}),  # a width of 16 does not divide
+    ],
+)
+def test_other_devices_get_a_mesh_that_fits(run, weights, count, mesh):
+    with devices(count):
+        trained = load(run.path)
+        assert {axis: size for axis, size in trained.mesh.shape.items() if size > 1} == mesh
+        assert_holds(trained, weights(8, "average"))
+        for name, place in trained.model.shardings(trained.mesh).items():
+            assert trained.params[name].sharding == place
+
+
+def test_a_mesh_that_is_asked_for_is_made_or_refused(run, weights):
+    with devices(4):
+        trained = load(run.path, ["parallel.fsdp=2", "parallel.tensor=2"])
+        assert dict(trained.mesh.shape) == {"replica": 1, "fsdp": 2, "tensor": 2}
+        assert_holds(trained, weights(8, "average"))
+        with pytest.raises(ParallelError, match="needs 2 devices, but there are 4"):
+            load(run.path, ["parallel.tensor=1"])
+        with pytest.raises(ParallelError, match="heads dim of 2 does not divide over 4"):
+            load(run.path, ["parallel.fsdp=1", "parallel.tensor=4"])
+
+
+def test_the_tokenizer_is_the_run_s_and_counts_its_bytes(run):
+    with devices(1):
+        trained = load(run.path)
+        assert trained.tokenizer.decode(trained.tokenizer.encode("ROMEO: ö")) == "ROMEO: ö"
+        sizes = np.asarray(trained.token_bytes)
+    assert sizes.shape == (trained.config.model.vocab_size,) == (257,)
+    assert sizes.sum() == 256  # the end of a document is no text
+
+
+def test_a_step_that_was_not_saved_is_refused_with_those_that_were(run):
+    with devices(1), pytest.raises(CheckpointError, match=r"does not exist; complete: 4, 8"):
+        load(f"{run.path}@5")
+
+
+@pytest.mark.slow
+def test_prompts_are_continued_from_the_command_line(run, capsys):
+    arguments = ["generate", run.path, "--max-tokens", "12", "--temperature", "0"]
+    assert call(*arguments, "--prompt", "ROMEO:") == 0
+    one = capsys.readouterr().out
+    assert one.startswith("ROMEO:") and len(one) > len("ROMEO:\n")
+    assert call(*arguments, "--prompt", "ROMEO:", "--prompt", "A longer prompt, ") == 0
+    both = capsys.readouterr().out
+    assert both.startswith(one.rstrip("\n")) and "A longer prompt, " in both
+    for wrong in (["--prompt", ""], ["--prompt", "x", "--top-p", "0"]):
+        assert call(*arguments, *wrong) == 2
+        assert "Traceback" not in capsys.readouterr().err
