@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from maxlm.cli.main import main
+from maxlm.config.schema import DataConfig, RunConfig
 from maxlm.data.tokenizers import load_tokenizer
 
 BYTES = load_tokenizer("byte")
@@ -29,7 +30,7 @@ def draws(monkeypatch):
                 asked["taken"] += 1
                 yield column
 
-    config = SimpleNamespace(data=SimpleNamespace(length=64))
+    config = RunConfig(data=DataConfig(length=64))
     trained = SimpleNamespace(config=config, model=None, params=None, tokenizer=BYTES, step=3)
     monkeypatch.setattr("maxlm.train.loading.load", lambda *_, **__: trained)
     monkeypatch.setattr("maxlm.generate.generator.Generator", Scripted)
@@ -52,7 +53,8 @@ def test_the_text_ends_where_the_document_does(draws, capsys):
     assert main(["generate", "run", "--prompt", "Good "]) == 0
     assert capsys.readouterr().out == "Good morrow.\n"
     assert asked["taken"] == len("morrow.") + 1  # nothing is drawn after the end
-    assert asked["prompts"] == [BYTES.encode("Good ")] and asked["context"] == 64
+    assert asked["prompts"] == [[BYTES.bos_id, *BYTES.encode("Good ")]]
+    assert asked["context"] == 64
 
 
 def test_each_of_several_texts_ends_at_its_own_end(draws, capsys):
