@@ -11,7 +11,7 @@ from maxlm.model.definition import define
 from maxlm.parallel.mesh import make_mesh
 from maxlm.train.canonical import canonical_targets, from_canonical, to_canonical
 from maxlm.train.optimizer import make_optimizer
-from maxlm.train.state import abstract_state, fresh_state
+from maxlm.train.state import abstract_state
 
 VOCAB, WIDTH = 101, 32
 SHAPE = {
@@ -112,18 +112,6 @@ def test_another_padding_and_mesh_read_the_same_checkpoint():
         state = restored({n: np.asarray(a) for n, a in first.items()}, other, its_layout)
         assert state.params["head"].shape == (rows, WIDTH)
         assert_same(to_canonical(state, other), values)
-
-
-def test_a_fresh_state_loses_nothing_but_zeros():
-    model, layout = parts()
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), model.parameters)
-    mesh = layout.params["embedding"].sharding.mesh
-    state = fresh_state(model, optimizer, seed=1, average=True, mesh=mesh)
-    arrays = to_canonical(state, model)
-    assert set(arrays) == set(canonical_targets(layout, model))
-    again = restored({name: np.asarray(a) for name, a in arrays.items()}, model, layout)
-    for got, want in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
-        np.testing.assert_array_equal(got, want)
 
 
 def test_a_vocabulary_without_padding_is_passed_on_as_it_is():

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
 import maxlm
 from maxlm.config.load import load_config
 from maxlm.errors import CheckpointError, ParallelError
-from maxlm.train.canonical import to_canonical
+from maxlm.train.canonical import canonical_targets
 from maxlm.train.loading import load
 from maxlm.train.setup import prepare
-from maxlm.train.state import fresh_state
 from tests.small_run import call, devices, write_quick_config, write_text_store
 
 
@@ -28,13 +28,15 @@ def saved(tmp_path_factory):
     arrays = {}
     with devices(2):
         run = prepare(load_config(str(config), []))
+        targets = canonical_targets(run.layout, run.model)
         for step in (4, 8):
-            state = fresh_state(
-                run.model, run.optimizer, seed=step, average=True, mesh=run.mesh
-            )._replace(average=run.model.init(step + 1, run.mesh))
-            canonical = to_canonical(state, run.model)
-            arrays[step] = {name: np.asarray(array) for name, array in canonical.items()}
-            run.save(step, canonical)
+            rng = np.random.default_rng(step)
+            arrays[step] = {
+                name: rng.normal(size=target.shape).astype(target.dtype)
+                for name, target in targets.items()
+            }
+            state = {n: jax.device_put(a, targets[n].sharding) for n, a in arrays[step].items()}
+            run.save(step, state)
         run.checkpoints.close()
     return run.folder, arrays
 
