@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from maxlm.config.derive_model import longest_length
     from maxlm.generate.generator import Generator
-    from maxlm.generate.prompts import encode_prompts
+    from maxlm.generate.prompts import encode_prompts, until_end
     from maxlm.generate.sampling import SamplingOptions
     from maxlm.train.loading import load
 
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     if len(prompts) > 1:
         drawn = np.stack(list(stream), axis=1)  # [B, tokens]
         for prompt, tokens in zip(arguments.prompt, drawn, strict=True):
-            print(prompt + tokenizer.decode(_until_end(tokens.tolist(), tokenizer.eos_id)))
+            print(prompt + tokenizer.decode(until_end(tokens.tolist(), tokenizer.eos_id)))
             print("—" * 8)
         return 0
     # A token may end inside a character: the decoder holds its bytes back until it is whole.
@@ -73,7 +73,3 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
     print(decoder.decode(b"", final=True))
     return 0
-
-
-def _until_end(tokens: list[int], eos_id: int | None) -> list[int]:
-    return tokens[: tokens.index(eos_id)] if eos_id in tokens else tokens

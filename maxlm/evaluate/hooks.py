@@ -11,7 +11,7 @@ from maxlm.config.derive_model import longest_length
 from maxlm.evaluate.perplexity import evaluate, make_eval_step
 from maxlm.evaluate.sets import open_sets
 from maxlm.generate.generator import Generator
-from maxlm.generate.prompts import encode_prompts
+from maxlm.generate.prompts import encode_prompts, until_end
 from maxlm.generate.sampling import SamplingOptions
 from maxlm.model.definition import Params
 from maxlm.train.loop import Hook
@@ -54,7 +54,7 @@ def _sampling(run: Run) -> Any:
             yield {
                 "kind": "sample",
                 "prompt": prompt,
-                "text": run.tokenizer.decode(tokens.tolist()),
+                "text": run.tokenizer.decode(until_end(tokens.tolist(), run.tokenizer.eos_id)),
             }
 
     return call

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from maxlm.errors import ConfigError
 
+SMALLEST = 1e-6  # below this float32 knows no share of a probability, and temperatures overflow
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -28,16 +30,16 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         """Refuse what chooses nothing. Raises ConfigError."""
-        if not 0 <= self.temperature < math.inf:
+        if self.temperature != 0 and not SMALLEST <= self.temperature < math.inf:
             raise ConfigError(
-                f"temperature is {self.temperature}: use 0 for the likeliest token, or more to "
-                "draw (1 draws as the model predicts)"
+                f"temperature is {self.temperature}: use 0 for the likeliest token, or at least "
+                f"{SMALLEST:g} to draw (1 draws as the model predicts)"
             )
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k is {self.top_k}: keep at least 1 token, or leave it out")
-        if not 0 < self.top_p <= 1:
+        if not SMALLEST <= self.top_p <= 1:
             raise ConfigError(
-                f"top_p is {self.top_p}: use a share above 0 and up to 1 (1 keeps all)"
+                f"top_p is {self.top_p}: use a share from {SMALLEST:g} to 1 (1 keeps all)"
             )
 
 
@@ -54,7 +56,8 @@ def sample(key: jax.Array, logits: jax.Array, options: SamplingOptions) -> jax.A
     """
     if options.temperature == 0:
         return jnp.argmax(logits, -1).astype(jnp.int32)
-    logits = logits / options.temperature
+    # From 0 downwards: however small the temperature is, the likeliest token's logit stays finite.
+    logits = (logits - logits.max(-1, keepdims=True)) / options.temperature
     lowest = jnp.finfo(logits.dtype).min
     if options.top_k is not None and options.top_k < logits.shape[-1]:
         kth = jax.lax.top_k(logits, options.top_k)[0][:, -1:]

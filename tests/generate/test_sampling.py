@@ -107,3 +107,10 @@ def test_a_key_repeats():
 def test_what_chooses_nothing_is_refused_by_name(wrong):
     with pytest.raises(ConfigError, match=f"^{next(iter(wrong))} is"):
         SamplingOptions(**wrong)
+
+
+def test_the_smallest_temperature_and_share_draw_the_likeliest():
+    logits = jnp.array([[3.0, 1.0, 3.5, -2.0]])
+    for options in (SamplingOptions(temperature=1e-6), SamplingOptions(top_p=1e-6)):
+        for seed in range(5):
+            assert int(sample(jax.random.key(seed), logits, options)[0]) == 2
