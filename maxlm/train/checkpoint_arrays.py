@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import sys
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -158,12 +160,32 @@ def _absolute(folder: str) -> str:
 
 
 def _quiet_orbax() -> None:
-    """Keep Orbax from printing a traceback of a failed save: the error is raised, with its type."""
-    logger = logging.getLogger("absl")
-    if not any(isinstance(f, _NoOrbaxTraceback) for f in logger.filters):
-        logger.addFilter(_NoOrbaxTraceback())
+    """Keep tracebacks of a failed save from being printed: the error is raised, with its type.
+
+    Orbax logs one; asyncio logs one for each array that was being written too; and TensorStore
+    prints one for each write that ends when Orbax has closed the loop it was awaited in.
+    """
+    for name in ("absl", "asyncio"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(f, _NoOrbaxTraceback) for f in logger.filters):
+            logger.addFilter(_NoOrbaxTraceback())
+    if not isinstance(sys.unraisablehook, _NoClosedLoop):
+        sys.unraisablehook = _NoClosedLoop(sys.unraisablehook)
 
 
 class _NoOrbaxTraceback(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and "orbax" in record.pathname)
+        if not record.exc_info:
+            return True
+        frames = traceback.walk_tb(record.exc_info[2])
+        files = [record.pathname, *(frame.f_code.co_filename for frame, _ in frames)]
+        return not any("orbax" in file for file in files)
+
+
+class _NoClosedLoop:
+    def __init__(self, before: Callable[[Any], Any]):
+        self._before = before
+
+    def __call__(self, unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._before(unraisable)

@@ -10,6 +10,7 @@ save and again after the restore. In a run of several processes all of them call
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import warnings
@@ -373,7 +374,7 @@ class Checkpoints:
 
     def _remove_half_written(self) -> None:
         for name in layout.scan(self.folder).half_written:
-            self._message(f"{self.folder}: removing {name}, left half-written by a killed save")
+            self._message(f"{self.folder}: removing {name}, which a save left half-written")
             self._remove(name)
 
     def _remove(self, name: str) -> None:
@@ -383,14 +384,17 @@ class Checkpoints:
         storage.remove_tree(path)
 
     def _save_error(self, path: str, error: BaseException) -> MaxLMError:
-        steps = self.steps()
-        good = (
-            f"the newest complete one is step {steps[-1]}" if steps else "there is none before it"
-        )
+        # Nothing may be raised here: in the background thread it would take the error's place.
+        good = "which others are complete cannot be told now"
+        with contextlib.suppress(Exception):
+            steps = self.steps()
+            newest = f"the newest complete one is step {steps[-1]}" if steps else ""
+            good = newest or "there is none before it"
         state = f"this checkpoint was not saved; {good}"
         if checks.is_disk_full(error):
             if jax.process_index() == 0:
-                self._remove_half_written()  # give back what the failed save took
+                with contextlib.suppress(Exception):
+                    self._remove_half_written()  # give back what the failed save took
             return StorageError(
                 f"{path}: the disk is full (or a quota is used up); {state}. "
                 "Free some space and run again"

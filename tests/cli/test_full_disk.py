@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -69,8 +68,8 @@ def on_a_small_disk(disk: Path, size: int, result: Path, *command: str) -> tuple
     for moment, code in (("full", "2"), ("freed", "0")):
         said.append((result / f"{moment}.txt").read_text())
         assert (result / f"{moment}.code").read_text().strip() == code, said[-1]
-    assert re.search(rf"^maxlm {command[0]}: ", said[0], re.MULTILINE), said[0]
-    assert "Traceback" not in said[1], said[1]
+    assert said[0].splitlines()[-1].startswith(f"maxlm {command[0]}: "), said[0]
+    assert not any("Traceback" in text for text in said), said
     return said[0], said[1]
 
 
@@ -109,7 +108,6 @@ def test_tokenizing_onto_a_full_disk_keeps_finished_shards_and_goes_on(tmp_path,
     command = ["data", "tokenize", "--source", str(tmp_path / "a.jsonl"), "--tokenizer", "byte"]
     command += ["--shard-bytes", "4096", "--workers", workers, "--output"]
     said, _ = on_a_small_disk(disk, 300_000, tmp_path / "result", *command, str(disk / "store"))
-    assert "Traceback" not in said
     assert f"{disk}/store/" in said and "the disk is full; free some space and run again" in said
     full, freed = (content(tmp_path / "result" / name / "store") for name in ("full", "freed"))
     assert "manifest.json" not in full

@@ -1,11 +1,13 @@
 """SIGKILL at any moment of a save, and a disk that fills up: what was saved before is still good."""
 
+import errno
 import os
 import random
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -160,3 +162,28 @@ def test_a_limit_on_file_size_is_a_full_disk_too(tmp_path):
     finally:
         free()
         signal.signal(signal.SIGXFSZ, ignored)
+
+
+@pytest.mark.parametrize("broken", ["steps", "_remove_half_written"])
+def test_a_failed_save_is_told_even_where_looking_at_what_is_left_fails(
+    tmp_path, monkeypatch, broken
+):
+    checkpoints = Checkpoints(str(tmp_path / "run"))
+    checkpoints.save(1, arrays_of(1, 8), {"cursor": 1})
+    checkpoints.wait()
+    begun, written = threading.Event(), checkpoints._writer.wait
+
+    def fill_up() -> None:
+        begun.wait()
+        written()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fail() -> None:
+        raise StorageError("the folder cannot be reached")
+
+    monkeypatch.setattr(checkpoints._writer, "wait", fill_up)
+    checkpoints.save(2, arrays_of(2, 8), {"cursor": 2})
+    monkeypatch.setattr(checkpoints, broken, fail)
+    begun.set()
+    with pytest.raises(StorageError, match=r"2: the disk is full.*this checkpoint was not saved"):
+        checkpoints.wait()
