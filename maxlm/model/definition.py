@@ -46,7 +46,10 @@ class ModelDefinition:
         def create() -> Params:
             return _to_dict(nnx.state(Decoder(self.config, self.execution, nnx.Rngs(seed))))
 
-        return jax.jit(create, out_shardings=self.shardings(mesh))()
+        # On a CPU a program that runs once is compiled in a third of the time, with equal results.
+        quick = mesh.devices.flat[0].platform == "cpu"
+        options = {"xla_backend_optimization_level": 1} if quick else {}
+        return jax.jit(create, out_shardings=self.shardings(mesh), compiler_options=options)()
 
     def bind(self, params: Params) -> Decoder:
         """The module with these parameters (cheap; call it inside a jitted function)."""

@@ -5,6 +5,8 @@ Vocabulary padding is removed on the way out and put back (as zeros, which it is
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,14 +28,20 @@ def to_canonical(state: TrainState, model: ModelDefinition) -> Arrays:
         n: _unpadded(a, n, model) for n, a in named.items() if _vocab_dim(n, a, model) is not None
     }
     if cut:
-        narrow = {name: named[name] for name in cut}
-
-        def slice_all(arrays: Arrays) -> Arrays:
-            return {n: jax.lax.slice(a, (0,) * a.ndim, cut[n].shape) for n, a in arrays.items()}
-
-        places = {name: leaf.sharding for name, leaf in cut.items()}
-        named.update(jax.jit(slice_all, out_shardings=places)(narrow))
+        shapes = tuple((name, leaf.shape, leaf.sharding) for name, leaf in cut.items())
+        named.update(_slicer(shapes)({name: named[name] for name in cut}))
     return named
+
+
+@functools.lru_cache(maxsize=8)
+def _slicer(cut: tuple[tuple[str, tuple[int, ...], Any], ...]) -> Callable[[Arrays], Arrays]:
+    """A program that cuts arrays to shapes, kept so that only the first save compiles it."""
+    shapes = {name: shape for name, shape, _ in cut}
+
+    def slice_all(arrays: Arrays) -> Arrays:
+        return {n: jax.lax.slice(a, (0,) * a.ndim, shapes[n]) for n, a in arrays.items()}
+
+    return jax.jit(slice_all, out_shardings={name: sharding for name, _, sharding in cut})
 
 
 def canonical_targets(

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-import numpy as np
 
 from maxlm import __version__
 from maxlm.model.count import MFU_FORMULA, count_parameters, train_flops_per_token
@@ -119,7 +118,7 @@ def train_record(
         "bits_per_byte": nll / math.log(2) / size if size else math.nan,
         "grad_norm": float(last.grad_norm),
         "param_norm": float(last.param_norm),
-        "learning_rate": learning_rate(run, step - 1),
+        "learning_rate": float(last.rate) * (run.config.optimizer.learning_rate or 0.0),
         "tokens_per_second": tokens_per_second,
         "tokens_per_second_per_device": tokens_per_second / devices,
         "tflops_per_device": tflops,
@@ -134,13 +133,6 @@ def train_record(
         "skipped_steps": int(last.skipped),
         "elapsed_seconds": clock.elapsed,
     }
-
-
-def learning_rate(run: Run, step: int) -> float:
-    """AdamW's learning rate at a step."""
-    peak = run.config.optimizer.learning_rate
-    assert peak is not None
-    return peak * float(run.rate(np.int32(step)))
 
 
 def _device_memory(run: Run) -> int | None:

@@ -105,7 +105,10 @@ class Run:
         options = dict(config.parallel.compiler_options)
         if config.train.deterministic and jax.default_backend() == "gpu":
             options["xla_gpu_deterministic_ops"] = True
-        return jax.jit(step, donate_argnums=0, compiler_options=options)
+        # Said and not left to the compiler: it may lay a bias out anew, and compile a second step
+        # for the state that comes back.
+        places = (jax.tree.map(lambda leaf: leaf.sharding, self.layout), None)
+        return jax.jit(step, donate_argnums=0, out_shardings=places, compiler_options=options)
 
     @property
     def is_finished(self) -> bool:

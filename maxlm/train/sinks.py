@@ -11,11 +11,13 @@ JSON has no NaN or infinity: such a value is written as `null`, and named in the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import socket
 import struct
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -112,6 +114,19 @@ class JsonlSink:
         self._log.close()
 
 
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """tensorboardX imports torch where it is installed, which takes 1.2 s, and can do without."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+
+
 class TensorBoardSink:
     """Writes TensorBoard event files under `RUN/tensorboard`.
 
@@ -120,8 +135,9 @@ class TensorBoardSink:
     """
 
     def __init__(self, run: str, upload_seconds: float = UPLOAD_SECONDS):
-        from tensorboardX import summary
-        from tensorboardX.proto import event_pb2, summary_pb2
+        with _without_torch():
+            from tensorboardX import summary
+            from tensorboardX.proto import event_pb2, summary_pb2
 
         self._event, self._summary, self._text = (
             event_pb2.Event,

@@ -30,6 +30,7 @@ class StepMetrics(NamedTuple):
     grad_norm: jax.Array  # before clipping
     param_norm: jax.Array  # after the step
     skipped: jax.Array  # steps skipped so far
+    rate: jax.Array  # fraction of the peak learning rates
 
 
 def make_train_step(
@@ -92,6 +93,7 @@ def make_train_step(
             grad_norm=grad_norm,
             param_norm=global_norm(kept[0]),
             skipped=skipped,
+            rate=fraction,
         )
         return TrainState(state.step + 1, skipped, *kept), metrics
 

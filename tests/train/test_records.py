@@ -11,13 +11,12 @@ import pytest
 
 from maxlm.config.derive_model import resolve_model
 from maxlm.config.duration import parse_duration
-from maxlm.config.schema import ModelConfig, ParallelConfig, RunConfig, ScheduleConfig
+from maxlm.config.schema import ModelConfig, ParallelConfig, RunConfig
 from maxlm.data.phases import build_timeline
 from maxlm.model.count import count_parameters, train_flops_per_token
 from maxlm.parallel.mesh import make_mesh
 from maxlm.train.clock import Speed
-from maxlm.train.records import RecordWriter, learning_rate, start_record, train_record
-from maxlm.train.schedule import RateSchedule
+from maxlm.train.records import RecordWriter, start_record, train_record
 from maxlm.train.step import StepMetrics
 
 
@@ -42,7 +41,6 @@ def run():
     return SimpleNamespace(
         config=config,
         timeline=build_timeline(config.data, batch_size=4, total=parse_duration("20 steps")),
-        rate=RateSchedule(ScheduleConfig(), warmup_steps=5, total_steps=20),
         mesh=make_mesh(ParallelConfig(tensor=2), jax.devices()[:2]),
         derived=[SimpleNamespace(key="model.vocab_size", value=50, rule="the tokenizer's")],
         loader=SimpleNamespace(summary=lambda: {"hash": "abc"}),
@@ -62,19 +60,22 @@ class StoppedClock:
         return {"total": 2.0, "compute": 2.0 - sum(parts.values()), **parts}
 
 
-def metrics(nll=60.0, weight=40.0, size=30.0, grad_norm=1.0, param_norm=2.0, skipped=0):
-    return StepMetrics(nll, weight, size, grad_norm, param_norm, skipped)
+def metrics(nll=60.0, weight=40.0, size=30.0, grad_norm=1.0, param_norm=2.0, skipped=0, rate=1.0):
+    return StepMetrics(nll, weight, size, grad_norm, param_norm, skipped, rate)
 
 
 def test_a_train_record_has_means_over_its_targets_and_the_newest_norms(run):
-    window = [metrics(60, 40, 30), metrics(100, 60, 70, grad_norm=3.0, param_norm=4.0, skipped=1)]
+    window = [
+        metrics(60, 40, 30),
+        metrics(100, 60, 70, grad_norm=3.0, param_norm=4.0, skipped=1, rate=0.5),
+    ]
     record = train_record(run, 6, window, StoppedClock())
     assert record["kind"] == "train" and record["step"] == 6
     assert record["tokens"] == 6 * 4 * 16
     assert record["loss"] == pytest.approx(160 / 100)  # no mean of means
     assert record["bits_per_byte"] == pytest.approx(160 / math.log(2) / 100)
     assert (record["grad_norm"], record["param_norm"], record["skipped_steps"]) == (3.0, 4.0, 1)
-    assert record["learning_rate"] == pytest.approx(0.5)  # step 5 is past warm-up
+    assert record["learning_rate"] == pytest.approx(0.25)  # half of a peak of 0.5
     json.dumps(record)
 
 
@@ -111,12 +112,6 @@ def test_steps_without_targets_have_no_loss_and_a_bad_one_shows(run):
     assert math.isnan(empty["loss"]) and math.isnan(empty["bits_per_byte"])
     bad = train_record(run, 2, [metrics(), metrics(nll=math.nan)], StoppedClock())
     assert math.isnan(bad["loss"])
-
-
-def test_the_learning_rate_is_that_of_the_schedule_times_the_peak(run):
-    assert learning_rate(run, 0) == pytest.approx(0.5 / 5)
-    assert train_record(run, 1, [metrics()], StoppedClock())["learning_rate"] == pytest.approx(0.1)
-    assert learning_rate(run, 19) == pytest.approx(0.5 / 4)  # of a decay over four steps
 
 
 def test_a_start_record_says_what_the_run_is(run):

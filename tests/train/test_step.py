@@ -166,9 +166,10 @@ def test_loss_falls_when_a_batch_is_repeated():
         )
         batch = next(packed_batches(1))
         losses = []
-        for _ in range(60):
+        for i in range(60):
             state, metrics = step(state, batch)
             losses.append(float(metrics.nll / metrics.weight))
+            assert float(metrics.rate) == pytest.approx(float(rate(i)))
         assert losses[0] == pytest.approx(np.log(101), abs=0.2)
         assert losses[-1] < 1.0
 
