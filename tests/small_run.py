@@ -137,7 +137,7 @@ def train_here(
 ) -> RunFolder:
     """Train in this process, on the first devices; what dies at `stop_at` is as good as killed."""
 
-    class Killed(Exception):
+    class Killed(BaseException):  # which nothing saves for, as nothing does after SIGKILL
         pass
 
     def kill(step: int, params: Any) -> list:

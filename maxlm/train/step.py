@@ -134,4 +134,5 @@ def _averaged(average: Params, params: Params, decay: float | None, step: jax.Ar
     if decay is None:
         return average
     kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return {n: (kept * a + (1 - kept) * params[n]).astype(a.dtype) for n, a in average.items()}
+    # A step towards the weights, and not a sum of two shares: of equals it is exact.
+    return {n: (a + (1 - kept) * (params[n] - a)).astype(a.dtype) for n, a in average.items()}

@@ -120,7 +120,7 @@ def test_a_killed_branch_goes_on_bitwise_without_its_parent(
 ):
     mine = Path(shutil.copytree(parent[0].path, tmp_path / "mine"))
     change = [f"output={tmp_path}", *LONGER]
-    killed = train_here(config, *change, branch_from=f"{mine}@16", stop_at=22)
+    killed = train_here(config, *change, branch_from=f"{mine}@16", stop_at=21)
     assert f"branching from step 16 of {mine}" in capsys.readouterr().out
     assert Checkpoints(killed.checkpoints).steps() == [20]
     shutil.rmtree(mine)
@@ -181,7 +181,7 @@ def test_what_cannot_go_on_from_the_parent_is_refused(
 
 
 # A rate at which no update reaches a float32: a run keeps the weights that it began with.
-STILL = ["optimizer.learning_rate=1e-30", "train.duration=9 steps"]
+STILL = ["optimizer.learning_rate=1e-30", "train.duration=10 steps"]
 
 
 def part(run: RunFolder, step: int, prefix: str) -> dict[str, str]:
@@ -204,11 +204,11 @@ def test_weights_to_start_with_are_the_other_runs_bitwise_and_all_else_is_fresh(
     assert losses(fine)[1] < min(losses(run)[step] for step in range(1, 9))
     shutil.rmtree(other)  # what has begun needs it no more
     assert call(*command) == 0
-    assert "continuing from step 8 of 9" in capsys.readouterr().out
-    assert Checkpoints(fine.checkpoints).metadata(9)["cursor"] == 9 * 8
+    assert "continuing from step 8 of 10" in capsys.readouterr().out
+    assert Checkpoints(fine.checkpoints).metadata(10)["cursor"] == 10 * 8
     # The weights, not their average; and the average, of equals from here on, begins with them.
-    assert part(fine, 9, "params.") == part(run, 16, "params.") != part(run, 16, "average.")
-    assert part(fine, 9, "average.") == part(fine, 9, "params.")
+    assert part(fine, 10, "params.") == part(run, 16, "params.") != part(run, 16, "average.")
+    assert part(fine, 10, "average.") == part(fine, 10, "params.")
 
 
 def test_weights_of_another_shape_are_refused_with_both_shapes(parent, config, tmp_path, capsys):
