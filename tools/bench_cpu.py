@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="steps per round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cpu-devices", type=int, default=os.cpu_count())
-    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--batch-size", type=int, help="rows; unset: the case's own")
     parser.add_argument("--matmuls", action="store_true", help="also time the bare matmuls")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
