@@ -21,6 +21,7 @@ from maxlm.config.choices import (
     ScheduleKind,
 )
 from maxlm.config.document import describe
+from maxlm.config.mesh_axes import MESH_AXES
 from maxlm.config.options import DURATION_HELP, all_options, place_at
 from maxlm.config.schema import DataConfig, Duration, ModelConfig, RunConfig
 from maxlm.errors import ConfigError, did_you_mean
@@ -274,7 +275,7 @@ def schedule_problem(
 
 
 def _check_mesh(config: RunConfig) -> Iterator[Problem]:
-    sizes = {axis: getattr(config.parallel, axis) for axis in ("replica", "fsdp", "tensor")}
+    sizes = {axis: getattr(config.parallel, axis) for axis in MESH_AXES}
     for axis, size in sizes.items():
         if size == 0:
             yield Problem(

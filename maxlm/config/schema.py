@@ -181,7 +181,12 @@ class ParallelConfig(Section):
     """The mesh: sizes of its axes; -1 takes what is left."""
 
     replica: int = Field(1, ge=-1, description="Data parallel without sharded parameters.")
+    stage: int = Field(1, ge=-1, description="Layers split into the stages of a pipeline.")
     fsdp: int = Field(-1, ge=-1, description="Data parallel with parameters sharded.")
+    context: int = Field(1, ge=-1, description="Each sequence's tokens split.")
+    expert: int = Field(
+        1, ge=-1, description="Experts split; outside of them, data parallel as fsdp."
+    )
     tensor: int = Field(1, ge=-1, description="Heads, MLP and vocabulary sharded.")
     cpu_devices: int | None = Field(
         None, ge=1, description="On a CPU: host devices to split the cores into; derived: 1."

@@ -12,16 +12,17 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from maxlm.config.mesh_axes import DATA_AXES, product_of
 from maxlm.errors import ParallelError
 
-MESH_AXES = ("replica", "fsdp", "tensor")
-
-# Parameters: `fsdp` shards the residual width, `tensor` the width inside a sublayer.
-# Activations: `batch` over all data axes; inside a sublayer, heads and mlp over `tensor`.
+# Parameters: `fsdp`, and the axes that would else hold copies, shard the residual width; `tensor`
+# shards the width inside a sublayer.
+# Activations: `batch` over all data axes (an `expert` shard has rows of its own outside of the
+# experts), tokens of a row over `context`; inside a sublayer, heads and mlp over `tensor`.
 TABLE: dict[str, tuple[str, ...]] = {
-    "batch": ("replica", "fsdp"),
-    "length": (),
-    "embed": ("fsdp",),
+    "batch": DATA_AXES,
+    "length": ("context",),
+    "embed": ("fsdp", "context", "expert"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
@@ -50,11 +51,11 @@ def check_divides(name: str, shape: tuple[int, ...], axes: tuple[str, ...], mesh
         mesh_axes = TABLE[axis]
         shards = shard_count(mesh, mesh_axes)
         if size % shards:
-            product = " × ".join(f"{a} {mesh.shape[a]}" for a in mesh_axes)
+            product = product_of(mesh.shape, axes=mesh_axes)
             fitting = [n for n in range(1, shards + 1) if size % n == 0]
             raise ParallelError(
                 f"{name}: its {axis} dim of {size} does not divide over {shards} shards "
-                f"({product}); use at most {max(fitting)} shards on {' and '.join(mesh_axes)}"
+                f"({product}); use at most {max(fitting)} shards on {' × '.join(mesh_axes)}"
             )
 
 

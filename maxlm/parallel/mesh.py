@@ -1,4 +1,4 @@
-"""The device mesh: `replica × fsdp × tensor`, from sizes of which at most one is -1."""
+"""The device mesh: the product of the axes in `config/mesh_axes.py`, at most one of size -1."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
+from maxlm.config.mesh_axes import MESH_AXES, product_of
 from maxlm.config.schema import ParallelConfig
 from maxlm.errors import ParallelError
-from maxlm.parallel.axes import MESH_AXES, TABLE, shard_count
+from maxlm.parallel.axes import TABLE, shard_count
 
 
 def make_mesh(parallel: ParallelConfig, devices: list[Any] | None = None) -> Mesh:
@@ -49,7 +50,7 @@ def arrange(devices: list[Any], sizes: tuple[int, ...]) -> np.ndarray:
         ordered = sorted(devices, key=lambda d: (getattr(d, "slice_index", None) or 0, d.id))
         return np.asarray(ordered).reshape(sizes)
     slices = len({getattr(d, "slice_index", 0) for d in devices})
-    described = " × ".join(f"{a} {size}" for a, size in zip(MESH_AXES, sizes, strict=True))
+    described = product_of(dict(zip(MESH_AXES, sizes, strict=True)))
     replica, *inner = sizes
     if replica % slices:
         raise ParallelError(
@@ -76,7 +77,7 @@ def arrange(devices: list[Any], sizes: tuple[int, ...]) -> np.ndarray:
 def mesh_sizes(parallel: ParallelConfig, num_devices: int) -> tuple[int, ...]:
     """Sizes of the axes, -1 filled in. Raises ParallelError when they do not fit the devices."""
     sizes = {axis: getattr(parallel, axis) for axis in MESH_AXES}
-    described = " × ".join(f"{axis} {size}" for axis, size in sizes.items())
+    described = product_of(sizes)
     if 0 in sizes.values():
         raise ParallelError(f"mesh {described}: an axis cannot have size 0 (1 leaves it out)")
     free = [axis for axis, size in sizes.items() if size == -1]
@@ -111,7 +112,7 @@ def check_batch(batch_size: int, mesh: Mesh, *, accumulation: int = 1) -> None:
     if batch_size % shards:
         below = batch_size // shards * shards
         nearest = f"{below} and {below + shards}" if below else f"{shards}"
-        product = " × ".join(f"{axis} {mesh.shape[axis]}" for axis in TABLE["batch"])
+        product = product_of(mesh.shape, axes=TABLE["batch"])
         micro = f" × accumulation {accumulation}" if accumulation > 1 else ""
         raise ParallelError(
             f"global batch {batch_size} does not divide over {shards} shards "

@@ -45,7 +45,7 @@ def place_batch(batch: Any, batch_size: int, rows: np.ndarray, mesh: Mesh) -> An
             assert index is not None
             start = position[index[0].indices(batch_size)[0]]
             count = len(range(*index[0].indices(batch_size)))
-            return local[start : start + count]
+            return local[start : start + count, *index[1:]]
 
         return jax.make_array_from_callback((batch_size, *local.shape[1:]), place, piece)
 

@@ -13,7 +13,7 @@ from maxlm.parallel.placement import local_rows, place_batch
 
 
 def test_one_axis_takes_what_is_left():
-    assert mesh_sizes(ParallelConfig(replica=2, fsdp=-1, tensor=2), 8) == (2, 2, 2)
+    assert mesh_sizes(ParallelConfig(replica=2, fsdp=-1, tensor=2), 8) == (2, 1, 2, 1, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,12 @@ def pod(kind: str, *sides: int, slices: int = 1) -> list[Chip]:
     ]
 
 
+def lay(devices, sizes):
+    """Lay out replica × fsdp × tensor, the other axes of size 1."""
+    replica, fsdp, tensor = sizes
+    return arrange(devices, (replica, 1, fsdp, 1, 1, tensor)).reshape(sizes)
+
+
 PODS = {
     "v5p 4×4×4": ("TPU v5p", (4, 4, 4)),
     "v4 2×4×4": ("TPU v4", (2, 4, 4)),
@@ -124,20 +130,20 @@ def test_every_mesh_of_powers_of_two_is_laid_over_a_pod(name):
     for replica in range(power + 1):
         for tensor in range(power + 1 - replica):
             sizes = (2**replica, 2 ** (power - replica - tensor), 2**tensor)
-            laid = arrange(chips, sizes)
+            laid = lay(chips, sizes)
             assert laid.shape == sizes
             assert {chip.id for chip in laid.flat} == set(range(len(chips))), sizes
 
 
 def test_whole_links_go_to_an_axis_where_the_sizes_allow():
-    laid = arrange(pod("TPU v5p", 4, 4, 4), (4, 16, 1))
+    laid = lay(pod("TPU v5p", 4, 4, 4), (4, 16, 1))
     for replica in laid:  # 16-way fsdp: a plane of the torus
         assert [len({chip.coords[i] for chip in replica.flat}) for i in range(3)].count(4) == 2
 
 
 @pytest.mark.parametrize("sizes", [(2, 64, 1), (4, 16, 2), (2, 1, 64), (128, 1, 1)])
 def test_only_replica_crosses_slices(sizes):
-    laid = arrange(pod("TPU v5p", 4, 4, 4, slices=2), sizes)
+    laid = lay(pod("TPU v5p", 4, 4, 4, slices=2), sizes)
     assert laid.shape == sizes and len(set(laid.flat)) == 128
     for replica in laid:
         assert len({chip.slice_index for chip in replica.flat}) == 1
@@ -146,14 +152,14 @@ def test_only_replica_crosses_slices(sizes):
 def test_a_mesh_that_a_pod_does_not_allow_says_so():
     two = pod("TPU v5p", 4, 4, 4, slices=2)
     with pytest.raises(ParallelError, match=r"replica 1 does not divide by the 2 slices"):
-        arrange(two, (1, 128, 1))
+        lay(two, (1, 128, 1))
     with pytest.raises(ParallelError, match=r"replica 2 × fsdp 48 .* 96 devices \(TPU v5p, 2 sl"):
-        arrange(two[:96], (2, 48, 1))
+        lay(two[:96], (2, 48, 1))
     with pytest.raises(ParallelError, match="cannot be laid over these 3 devices"):
-        arrange(pod("TPU v5p", 2, 2, 1)[:3], (1, 3, 1))
+        lay(pod("TPU v5p", 2, 2, 1)[:3], (1, 3, 1))
 
 
 def test_machines_with_a_switch_are_taken_one_after_the_other():
     gpus = [Chip(i, (0, 0, 0), "NVIDIA H100", slice_index=i % 2, platform="gpu") for i in range(16)]
-    assert [{gpu.slice_index for gpu in row.flat} for row in arrange(gpus, (2, 8, 1))] == [{0}, {1}]
-    assert arrange(gpus, (1, 16, 1)).shape == (1, 16, 1)
+    assert [{gpu.slice_index for gpu in row.flat} for row in lay(gpus, (2, 8, 1))] == [{0}, {1}]
+    assert lay(gpus, (1, 16, 1)).shape == (1, 16, 1)

@@ -103,7 +103,14 @@ def test_other_devices_get_a_mesh_that_fits(run, weights, count, mesh):
 def test_a_mesh_that_is_asked_for_is_made_or_refused(run, weights):
     with devices(4):
         trained = load(run.path, ["parallel.fsdp=2", "parallel.tensor=2"])
-        assert dict(trained.mesh.shape) == {"replica": 1, "fsdp": 2, "tensor": 2}
+        assert dict(trained.mesh.shape) == {
+            "replica": 1,
+            "stage": 1,
+            "fsdp": 2,
+            "context": 1,
+            "expert": 1,
+            "tensor": 2,
+        }
         assert_holds(trained, weights(8, "average"))
         with pytest.raises(ParallelError, match="needs 2 devices, but there are 4"):
             load(run.path, ["parallel.tensor=1"])
