@@ -24,10 +24,10 @@ from maxlm.config.schema import (
 from maxlm.kernels.cross_entropy import LossSums, cross_entropy
 from maxlm.model.attention import Cache, Context
 from maxlm.model.block import Block
+from maxlm.model.lookup import lookup
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer, Kind, declare, normal, padded_rows
 from maxlm.model.rope import rope_angles
-from maxlm.parallel.axes import constrain
 
 _POLICIES = {
     Rematerialization.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -203,14 +203,11 @@ class Decoder(nnx.Module):
         context: Context,
         caches: list[list[Cache]] | None,
     ) -> tuple[jax.Array, list[list[Cache]] | None]:
-        # Looked up before it is cast: the gradient of a lookup is a sum over every use of a row,
-        # and in bfloat16 a frequent token's sum stops growing.
-        x = self.embedding[...][tokens].astype(self.execution.compute_dtype)  # [B, T, D]
+        x = lookup(self.embedding[...], tokens, self.execution.compute_dtype)  # [B, T, D]
         if self.config.embed_scale is not None:
             x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         if self.positions is not None:
-            x = x + self.positions[...][positions].astype(x.dtype)
-        x = constrain(x, "batch", "length", "activation")
+            x = x + lookup(self.positions[...], positions, x.dtype)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         written = []

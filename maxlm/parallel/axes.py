@@ -22,7 +22,7 @@ from maxlm.errors import ParallelError
 TABLE: dict[str, tuple[str, ...]] = {
     "batch": DATA_AXES,
     "length": ("context",),
-    "embed": ("fsdp", "context", "expert"),
+    "embed": ("fsdp", "expert", "context"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
@@ -32,6 +32,9 @@ TABLE: dict[str, tuple[str, ...]] = {
     "vector": (),  # norm scales and biases: too small to be worth a collective
     "position": (),
     "activation": (),  # the residual width of activations
+    # On the way from a sharded table's rows to the batch's (maxlm/model/lookup.py).
+    "replica_batch": ("replica",),
+    "data_embed": ("fsdp", "expert"),
 }
 
 
