@@ -86,7 +86,9 @@ def pretrain(
     require_one_process()
     import jax
 
+    from maxlm import storage
     from maxlm.evaluate.hooks import training_hooks
+    from maxlm.evaluate.report import write_report
     from maxlm.train.display import Display
     from maxlm.train.loop import train
     from maxlm.train.records import RecordWriter
@@ -101,6 +103,8 @@ def pretrain(
             f"{training.folder.path} is finished: {training.timeline.total_steps} steps; nothing "
             "to do (give another name=… for a new run, or --branch-from to go on from it)"
         )
+        if not storage.exists(training.folder.report):  # a kill came before it
+            display.message(f"report: {write_report([training.folder.path])}")
         display.close()
         return None
     sinks = open_sinks(

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from maxlm.config.derive_model import longest_length
-from maxlm.evaluate.perplexity import evaluate, make_eval_step
-from maxlm.evaluate.sets import open_sets
+from maxlm.evaluate.perplexity import evaluate_by_batch, make_eval_step
+from maxlm.evaluate.sets import EvalSet, open_sets
 from maxlm.generate.generator import Generator
 from maxlm.generate.prompts import encode_prompts, until_end
 from maxlm.generate.sampling import SamplingOptions
@@ -19,37 +19,42 @@ from maxlm.train.setup import Run
 
 
 def training_hooks(run: Run) -> list[Hook]:
-    """The hooks that a run's config asks for."""
+    """The hooks that a run's config asks for: one for each evaluation set, one for the samples."""
     hooks = []
     if run.config.eval.sets:
-        hooks.append(Hook(run.intervals.eval, _evaluation(run)))
+        hooks += _evaluations(run)
     if run.config.eval.prompts:
-        hooks.append(Hook(run.intervals.eval, _sampling(run)))
+        hooks.append(_sampling(run))
     return hooks
 
 
-def _evaluation(run: Run) -> Any:
+def _evaluations(run: Run) -> list[Hook]:
     eval_step = make_eval_step(run.model, run.token_bytes, run.config.parallel.compiler_options)
-    sets = open_sets(run.config, run.tokenizer.hash)
 
-    def call(step: int, params: Params) -> Iterator[dict[str, Any]]:
-        for one in sets:
-            result = evaluate(eval_step, params, one.batches(run.mesh))
-            yield {"kind": "eval", "set": one.name, **result}
+    def hook(one: EvalSet) -> Hook:
+        def call(step: int, params: Params) -> Iterator[dict[str, Any] | None]:
+            for result in evaluate_by_batch(eval_step, params, one.batches(run.mesh)):
+                yield result and {"kind": "eval", "set": one.name, **result}
 
-    return call
+        return Hook(run.intervals.eval, call, makes=(("eval", one.name),))
+
+    return [hook(one) for one in open_sets(run.config, run.tokenizer.hash)]
 
 
-def _sampling(run: Run) -> Any:
+def _sampling(run: Run) -> Hook:
     config = run.config.eval
     generator = Generator(run.model, context_length=longest_length(run.config.data))
     options = SamplingOptions(temperature=config.sample_temperature)
     prompts = encode_prompts(run.tokenizer, config.prompts, run.config.data)
 
-    def call(step: int, params: Params) -> Iterator[dict[str, Any]]:
+    def call(step: int, params: Params) -> Iterator[dict[str, Any] | None]:
         # The seed is the same every time, so that samples differ by the weights alone.
         stream = generator.stream(params, prompts, max_tokens=config.sample_tokens, options=options)
-        drawn = np.stack(list(stream), axis=1)  # [B, tokens]
+        rows = []
+        for row in stream:
+            rows.append(row)
+            yield None
+        drawn = np.stack(rows, axis=1)  # [B, tokens]
         for prompt, tokens in zip(config.prompts, drawn, strict=True):
             yield {
                 "kind": "sample",
@@ -57,4 +62,5 @@ def _sampling(run: Run) -> Any:
                 "text": run.tokenizer.decode(until_end(tokens.tolist(), run.tokenizer.eos_id)),
             }
 
-    return call
+    makes = tuple(("sample", prompt) for prompt in config.prompts)
+    return Hook(run.intervals.eval, call, makes=makes)

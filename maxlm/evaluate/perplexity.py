@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -48,18 +48,28 @@ def evaluate(eval_step: EvalStep, params: Params, batches: Iterable[Batch]) -> d
     Returns:
         `loss` in nats per token, `perplexity`, `bits_per_byte`, `tokens` and `seconds`.
     """
+    *_, result = evaluate_by_batch(eval_step, params, batches)
+    assert result is not None
+    return result
+
+
+def evaluate_by_batch(
+    eval_step: EvalStep, params: Params, batches: Iterable[Batch]
+) -> Iterator[dict[str, Any] | None]:
+    """Like `evaluate`; yields None after each batch, where it may be given up, and the result last."""
     start = time.perf_counter()
     sums: list[EvalSums] = []
     for batch in batches:
         sums.append(eval_step(params, batch))
         if len(sums) > MAX_IN_FLIGHT:
             sums[-MAX_IN_FLIGHT].nll.block_until_ready()
+        yield None
     host = jax.device_get(sums)
     nll = math.fsum(float(s.nll) for s in host)
     tokens = math.fsum(float(s.weight) for s in host)
     size = math.fsum(float(s.target_bytes) for s in host)
     loss = nll / tokens if tokens else math.nan
-    return {
+    yield {
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
         "bits_per_byte": nll / math.log(2) / size if size else math.nan,

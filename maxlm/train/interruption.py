@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C end training after the current step, with a checkpoint.
 
-A second Ctrl-C ends it at once. On several processes all stop at the same step.
+They end an evaluation too, between two of its batches. A second Ctrl-C ends everything at once. On
+several processes all stop at the same step, and only there: an evaluation is done to its end.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ class Interruption:
 
             return multihost_utils.reached_preemption_sync_point(step)
         return self.signal is not None
+
+    @property
+    def asked(self) -> bool:
+        """Whether to stop before the step is over; on several processes never."""
+        return self.signal is not None and jax.process_count() == 1
 
     @property
     def reason(self) -> str:

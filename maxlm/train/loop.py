@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from maxlm.parallel.placement import local_rows, place_batch
 from maxlm.train.canonical import to_canonical
 from maxlm.train.clock import Clock
 from maxlm.train.interruption import Interruption
+from maxlm.train.left_out import Identity, identity, made_at
 from maxlm.train.records import RecordWriter, start_record, train_record
 from maxlm.train.setup import Run
 from maxlm.train.state import TrainState
@@ -38,11 +40,19 @@ class Hook:
 
     Attributes:
         every: steps between calls; it is also called after the last step.
-        call: `(step, params) -> records`, each a dict with at least a `kind`.
+        call: `(step, params) -> records`, each a dict with at least a `kind`; None where a signal
+            may end it early.
+        makes: the records of a whole call. When a run goes on from a step at which one of them is
+            missing, the hook is called first.
     """
 
     every: int
-    call: Callable[[int, Params], Iterable[dict[str, Any]]]
+    call: Callable[[int, Params], Iterable[dict[str, Any] | None]]
+    makes: tuple[Identity, ...] = ()
+
+    def is_due(self, step: int, total_steps: int) -> bool:
+        """Whether it is called after a step."""
+        return step % self.every == 0 or step == total_steps
 
 
 @dataclass(frozen=True)
@@ -72,15 +82,13 @@ def train(run: Run, hooks: Iterable[Hook], writer: RecordWriter) -> Outcome:
             if run.checkpoints.latest != steps.dispatched:
                 _save(run, writer, steps, state)
             run.checkpoints.close()
+            reason = _end(run, writer, steps, interruption)
         except BaseException as error:
             if isinstance(error, Exception) and newest.good:
                 _save_before_failing(run, newest)
             _end_failed(run, writer, steps)
             raise
-    step = steps.dispatched
-    reason = "finished" if step >= run.timeline.total_steps else interruption.reason
-    writer.write({"kind": "end", "step": step, "reason": reason, "seconds": steps.clock.elapsed})
-    return Outcome(reason, step, evaluated_params(state), writer.newest)
+    return Outcome(reason, steps.dispatched, evaluated_params(state), writer.newest)
 
 
 def _take_steps(
@@ -95,6 +103,8 @@ def _take_steps(
     state = newest.state
     rows = _rows_of(run)
     step = steps.dispatched
+    if step in run.checkpoints.steps():  # and not where a branch begins
+        _make_up(run, hooks, writer, steps, state, interruption)
     cursor = run.timeline.at_step(step).cursor
     with run.loader.iterate(cursor, rows) as batches:
         while step < run.timeline.total_steps and not interruption.reached(step):
@@ -107,7 +117,7 @@ def _take_steps(
             step += 1
             newest.state, newest.step, newest.good = state, step, True
             steps.take(step, metrics)
-            _between_steps(run, hooks, writer, steps, state)
+            _between_steps(run, hooks, writer, steps, state, interruption)
     steps.drain()
     return state
 
@@ -127,6 +137,15 @@ def _save_before_failing(run: Run, newest: _Newest) -> None:
         jax.block_until_ready(newest.state)
         if newest.step and run.checkpoints.latest != newest.step:
             run.save(newest.step, to_canonical(newest.state, run.model))
+
+
+def _end(run: Run, writer: RecordWriter, steps: _Steps, interruption: Interruption) -> str:
+    """Say how the run ended; a last step whose evaluation a signal cut is not the end of it."""
+    step = steps.dispatched
+    whole = step >= run.timeline.total_steps and not steps.left_out
+    reason = "finished" if whole else interruption.reason
+    writer.write({"kind": "end", "step": step, "reason": reason, "seconds": steps.clock.elapsed})
+    return reason
 
 
 def _end_failed(run: Run, writer: RecordWriter, steps: _Steps) -> None:
@@ -150,17 +169,51 @@ def _between_steps(
     writer: RecordWriter,
     steps: _Steps,
     state: TrainState,
+    interruption: Interruption,
 ) -> None:
-    step = steps.dispatched
-    last = step == run.timeline.total_steps
-    if step % run.intervals.checkpoint == 0 or last:  # before hooks, which may fail or take long
+    step, total = steps.dispatched, run.timeline.total_steps
+    if step % run.intervals.checkpoint == 0 or step == total:  # hooks may fail or take long
         steps.drain()
         _save(run, writer, steps, state)
+    due = [hook for hook in hooks if hook.is_due(step, total)]
+    _call(due, writer, steps, state, interruption)
+
+
+def _make_up(
+    run: Run,
+    hooks: Iterable[Hook],
+    writer: RecordWriter,
+    steps: _Steps,
+    state: TrainState,
+    interruption: Interruption,
+) -> None:
+    """Call the hooks of the step that the run goes on from, as far as they left anything out."""
+    step, total = steps.dispatched, run.timeline.total_steps
+    due = [hook for hook in hooks if hook.makes and hook.is_due(step, total)]
+    if due:
+        made = made_at(run.folder.path, step)
+        due = [hook for hook in due if not made.issuperset(hook.makes)]
+        _call(due, writer, steps, state, interruption, made)
+
+
+def _call(
+    hooks: Iterable[Hook],
+    writer: RecordWriter,
+    steps: _Steps,
+    state: TrainState,
+    interruption: Interruption,
+    made: Set[Identity] = frozenset(),
+) -> None:
+    """Call hooks after the newest step and write their records but those made before."""
+    step = steps.dispatched
     for hook in hooks:
-        if step % hook.every == 0 or last:
-            steps.drain()  # else the hook's time would hold the steps still in flight
-            with steps.clock.part("eval"):
-                for record in hook.call(step, evaluated_params(state)):
+        steps.drain()  # else the hook's time would hold the steps still in flight
+        with steps.clock.part("eval"):
+            for record in chain([None], hook.call(step, evaluated_params(state))):
+                if record is None and interruption.asked:
+                    steps.left_out = True
+                    return
+                if record is not None and identity(record) not in made:
                     writer.write({"step": step, **record})
 
 
@@ -199,11 +252,13 @@ class _Steps:
     Attributes:
         clock: where the time goes.
         dispatched: the newest step, done or in flight.
+        left_out: whether a signal ended the hooks of the newest step early.
     """
 
     def __init__(self, run: Run, writer: RecordWriter, step: int):
         self.clock = Clock()
         self.dispatched = step
+        self.left_out = False
         self._run = run
         self._writer = writer
         self._in_flight: deque[tuple[int, StepMetrics]] = deque()

@@ -38,6 +38,7 @@ from maxlm.parallel.mesh import check_batch, data_shards, make_mesh
 from maxlm.train.branch import branch_point, branched
 from maxlm.train.canonical import canonical_targets, from_canonical
 from maxlm.train.checkpoints import Checkpoints
+from maxlm.train.left_out import ended_whole
 from maxlm.train.optimizer import make_optimizer
 from maxlm.train.run_folder import RunFolder, require_run
 from maxlm.train.schedule import RateSchedule
@@ -112,8 +113,9 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last step's checkpoint is there."""
-        return self.timeline.total_steps in self.checkpoints.steps()
+        """Whether the last step is saved and nothing beside it was left out."""
+        saved = self.timeline.total_steps in self.checkpoints.steps()
+        return saved and ended_whole(self.folder.path)
 
     def restore_or_begin(self, message: Message) -> tuple[TrainState, int]:
         """The newest good state of this run and its step, or a fresh state and 0.
