@@ -15,6 +15,7 @@ PACKAGE = Path(maxlm.__file__).parent
 ROOMS = [
     "errors",
     "storage",
+    "lock",
     "batch",
     "config",
     "parallel",

@@ -81,14 +81,26 @@ def pretrain(
     Raises:
         MaxLMError: something that the user can mend.
     """
-    from maxlm.parallel.one_process import require_one_process, require_own_devices
+    from maxlm.parallel.one_process import require_one_process
 
     require_one_process()
+    from maxlm import storage
+    from maxlm.lock import only_process
+    from maxlm.train.run_folder import RunFolder
+
+    folder = RunFolder(storage.join(config.output, config.name))
+    busy = f"{folder.path}: another process is training in this run's folder"
+    with only_process(folder.lock, busy):
+        return _pretrain(config, branch_from, live)
+
+
+def _pretrain(config: RunConfig, branch_from: str | None, live: bool | None) -> Outcome | None:
     import jax
 
     from maxlm import storage
     from maxlm.evaluate.hooks import training_hooks
     from maxlm.evaluate.report import write_report
+    from maxlm.parallel.one_process import require_own_devices
     from maxlm.train.display import Display
     from maxlm.train.loop import train
     from maxlm.train.records import RecordWriter

@@ -8,6 +8,7 @@ of them; and back.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from concurrent.futures import Future
@@ -123,8 +124,9 @@ class ShardWriter:
         return ShardRecord(self._name, self._tokens, len(self._starts), self._bytes, whole)
 
     def abandon(self) -> None:
-        """Drop what was written."""
-        self._file.close()
+        """Drop what was written; the disk may be full."""
+        with contextlib.suppress(OSError):  # closing writes what is buffered
+            self._file.close()
         for kind in FILES:
             Path(self._temporary(kind)).unlink(missing_ok=True)
 

@@ -51,6 +51,11 @@ class RunFolder:
         return storage.join(self.path, "report.html")
 
     @property
+    def lock(self) -> str:
+        """There while a process trains in this folder."""
+        return storage.join(self.path, "lock")
+
+    @property
     def log(self) -> str:
         """What the run printed."""
         return storage.join(self.path, "log.txt")

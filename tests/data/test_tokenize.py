@@ -20,11 +20,11 @@ from maxlm.data import shards
 from maxlm.data.document import OnError
 from maxlm.data.sources.source_file import ReadOptions
 from maxlm.data.store import TokenStore
-from maxlm.data.tokenize.lock import only_writer
 from maxlm.data.tokenize.run import TokenizeResult, tokenize
 from maxlm.data.tokenize.settings import Markers, SplitBy, StoreSettings
 from maxlm.data.tokenizers import load_tokenizer
 from maxlm.errors import ConfigError, DataError, StorageError
+from maxlm.lock import only_process
 
 END = 256
 
@@ -171,8 +171,8 @@ def test_a_folder_of_something_else_is_not_written_to(tmp_path: Path) -> None:
 def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus")
     with (
-        only_writer(str(tmp_path / "store")),
-        pytest.raises(StorageError, match="another process is writing"),
+        only_process(str(tmp_path / "store" / "unfinished" / "lock"), "busy"),
+        pytest.raises(StorageError, match=rf"another process is writing .*pid {os.getpid()} on "),
     ):
         run(tmp_path / "corpus", tmp_path / "store")
 

@@ -22,7 +22,6 @@ from maxlm.data.shards import FILES, ShardRecord
 from maxlm.data.sources.finding import find_files
 from maxlm.data.sources.source_file import SourceFile
 from maxlm.data.store import MANIFEST, TokenStore
-from maxlm.data.tokenize.lock import only_writer
 from maxlm.data.tokenize.plan import Unit, plan_units, text_bytes
 from maxlm.data.tokenize.pool import Task, run_here, run_workers
 from maxlm.data.tokenize.schedule import Schedule
@@ -30,6 +29,7 @@ from maxlm.data.tokenize.settings import StoreSettings
 from maxlm.data.tokenize.unit import Counts, Job, UnitResult, hash_file
 from maxlm.data.tokenizers import Tokenizer, load_tokenizer
 from maxlm.errors import ConfigError, DataError
+from maxlm.lock import only_process
 
 # Holds what a finished store no longer needs.
 UNFINISHED = "unfinished"
@@ -100,7 +100,8 @@ def tokenize(
         run.check_finished()
         return TokenizeResult(TokenStore(output), already_complete=True)
     run.check_folder()
-    with only_writer(output):
+    lock = storage.join(output, UNFINISHED, "lock")
+    with only_process(lock, f"{output}: another process is writing this store"):
         run.begin()
         run.work(workers, progress or (lambda _: None))
         run.finish()
