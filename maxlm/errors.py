@@ -32,6 +32,14 @@ class CheckpointError(MaxLMError):
     """A checkpoint that is missing, half-written, damaged or of another run."""
 
 
+class DivergedError(MaxLMError):
+    """Training in which nothing is learned any more: no step has finite gradients."""
+
+    def __init__(self, message: str, *, weights_are_finite: bool):
+        super().__init__(message)
+        self.weights_are_finite = weights_are_finite
+
+
 class ParallelError(MaxLMError):
     """A mesh, process group or batch that does not fit the devices."""
 

@@ -18,10 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from maxlm.errors import DivergedError
 from maxlm.model.definition import Params
 from maxlm.parallel.placement import local_rows, place_batch
 from maxlm.train.canonical import to_canonical
 from maxlm.train.clock import Clock
+from maxlm.train.divergence import Divergence
 from maxlm.train.interruption import Interruption
 from maxlm.train.left_out import Identity, identity, made_at
 from maxlm.train.records import RecordWriter, start_record, train_record
@@ -71,6 +73,7 @@ def train(run: Run, hooks: Iterable[Hook], writer: RecordWriter) -> Outcome:
     Raises:
         CheckpointError: a save failed, or no checkpoint can be restored.
         DataError: a token store is damaged.
+        DivergedError: too many steps in a row had gradients that are not finite.
     """
     with jax.set_mesh(run.mesh), Interruption() as interruption:
         state, step = run.restore_or_begin(writer.message)
@@ -84,7 +87,7 @@ def train(run: Run, hooks: Iterable[Hook], writer: RecordWriter) -> Outcome:
             run.checkpoints.close()
             reason = _end(run, writer, steps, interruption)
         except BaseException as error:
-            if isinstance(error, Exception) and newest.good:
+            if isinstance(error, Exception) and newest.good and _is_worth_saving(error):
                 _save_before_failing(run, newest)
             _end_failed(run, writer, steps)
             raise
@@ -129,6 +132,10 @@ class _Newest:
     state: TrainState
     step: int
     good: bool = True
+
+
+def _is_worth_saving(error: Exception) -> bool:
+    return not isinstance(error, DivergedError) or error.weights_are_finite
 
 
 def _save_before_failing(run: Run, newest: _Newest) -> None:
@@ -263,6 +270,7 @@ class _Steps:
         self._writer = writer
         self._in_flight: deque[tuple[int, StepMetrics]] = deque()
         self._window: list[StepMetrics] = []
+        self._divergence = Divergence(run.folder.path)
 
     def take(self, step: int, metrics: StepMetrics) -> None:
         """Take note of a dispatched step; handle those that are done by now."""
@@ -289,3 +297,4 @@ class _Steps:
             window = jax.device_get(self._window)
             self._window = []
             self._writer.write(train_record(self._run, step, window, self.clock))
+            self._divergence.watch(step, window)
