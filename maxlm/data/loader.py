@@ -16,7 +16,7 @@ new length. (A shuffled half-read epoch has no whole stretches of the longer len
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -155,8 +155,13 @@ class Loader:
 
         Equal hashes and phases give equal examples; a checkpoint keeps it to refuse other data.
         """
+        return self.hash_of(self.sources)
+
+    def hash_of(self, names: Iterable[str]) -> str:
+        """The hash that a run over these of the sources has: the same seed and packing."""
         parts = [f"{ORDER_VERSION} {self.data.seed} {self.data.packing}"]
-        parts += [f"{n} {s.hash} {s.split}" for n, s in sorted(self.sources.items())]
+        sources = ((name, self.sources[name]) for name in sorted(names))
+        parts += [f"{n} {s.hash} {s.split}" for n, s in sources]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def epochs(self, cursor: int) -> dict[str, float]:

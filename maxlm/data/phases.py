@@ -119,16 +119,26 @@ class Timeline:
             )
         return self.phases[bisect_right(self._start_cursors, cursor) - 1]
 
-    def steps(self, duration: Duration) -> int:
-        """Steps after which at least `duration` of the run has passed (may exceed `total_steps`).
+    def steps(self, duration: Duration, after: int = 0) -> int:
+        """Steps that take at least `duration` from step `after` on (may exceed the run's end).
+
+        Each step counts with the batch and length of its own phase: what a branch does is not
+        counted in its parent's batch.
 
         Raises ConfigError for epochs when the timeline was laid out without the data.
         """
+        ahead: list[Phase] = []
         for phase in self.phases:
-            steps = _whole_steps(_left(duration, self.phases[: phase.index]), phase)
-            if steps <= phase.num_steps:
+            left = phase.start_step + phase.num_steps - after
+            if left > 0:
+                ahead.append(replace(phase, num_steps=min(left, phase.num_steps)))
+        taken = 0
+        for number, phase in enumerate(ahead):
+            steps = _whole_steps(_left(duration, ahead[:number]), phase)
+            if steps <= phase.num_steps or number == len(ahead) - 1:
                 break
-        return phase.start_step + max(0, steps)
+            taken += phase.num_steps
+        return taken + max(0, steps)
 
 
 def build_timeline(

@@ -36,6 +36,7 @@ from maxlm.model.decoder import Execution
 from maxlm.model.definition import ModelDefinition, Params, define
 from maxlm.parallel.mesh import check_batch, data_shards, make_mesh
 from maxlm.train.branch import branch_point, branched
+from maxlm.train.parent import check_parent, check_tokenizer
 from maxlm.train.canonical import canonical_targets, from_canonical
 from maxlm.train.checkpoints import Checkpoints
 from maxlm.train.left_out import ended_whole
@@ -139,12 +140,15 @@ class Run:
         parent = branch_point(self.config)
         if parent is not None:
             folder, step = parent
-            arrays, _, step = Checkpoints(RunFolder(folder).checkpoints).restore(step, targets)
+            checkpoints = Checkpoints(RunFolder(folder).checkpoints)
+            arrays, metadata, step = checkpoints.restore(step, targets)
+            check_parent(self.loader, self.tokenizer.hash, metadata, checkpoints.path(step), step)
             message(f"branching from step {step} of {folder}")
             return from_canonical(arrays, self.layout, self.model), step
         params = None
         if self.config.train.init_from:
-            params = load_params(self.config.train.init_from, self.model, self.mesh)
+            reference = self.config.train.init_from
+            params = load_params(reference, self.model, self.mesh, self.tokenizer.hash)
         state = fresh_state(
             self.model,
             self.optimizer,
@@ -295,14 +299,19 @@ def execution_of(config: RunConfig) -> Execution:
     )
 
 
-def load_params(reference: str, model: ModelDefinition, mesh: Mesh) -> Params:
+def load_params(
+    reference: str, model: ModelDefinition, mesh: Mesh, tokenizer_hash: str
+) -> Params:
     """Weights of another run's checkpoint (`RUN` or `RUN@STEP`), laid out for `model`.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or its model is another.
+        CheckpointError: there is no such checkpoint, or its model or tokenizer is another.
     """
     folder, step = require_run(reference)
-    return restore_params(folder, step, model, mesh, "params")[0]
+    params, step = restore_params(folder, step, model, mesh, "params")
+    checkpoints = Checkpoints(folder.checkpoints)
+    check_tokenizer(checkpoints.metadata(step), tokenizer_hash, checkpoints.path(step))
+    return params
 
 
 def restore_params(
