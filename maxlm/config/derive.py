@@ -128,13 +128,21 @@ class _Rules:
         self.own_steps = 0
 
     def count(self, duration: Duration | None) -> int:
-        """Steps of a duration, by the batch and length of the run's first phase."""
+        """Steps of a duration, by the batch and length of the run's first phase of its own."""
         if duration is None:
             return 0
+        first, past = None, self.start_step
+        for phase in self.config.data.phases:  # a branch's begin with its parent's, in steps
+            if past <= 0:
+                first = phase
+                break
+            past -= int(phase.duration.amount) if phase.duration else past
+        size = (first and first.batch_size) or self.batch_size
+        length = (first and first.length) or self.config.data.length
         return to_steps(
             duration,
-            tokens_per_step=self.batch_size * self.config.data.length,
-            examples_per_step=self.batch_size,
+            tokens_per_step=size * length,
+            examples_per_step=size,
             tokens_per_epoch=self.facts.train_tokens,
         )
 

@@ -132,13 +132,13 @@ class Timeline:
             left = phase.start_step + phase.num_steps - after
             if left > 0:
                 ahead.append(replace(phase, num_steps=min(left, phase.num_steps)))
-        taken = 0
-        for number, phase in enumerate(ahead):
-            steps = _whole_steps(_left(duration, ahead[:number]), phase)
-            if steps <= phase.num_steps or number == len(ahead) - 1:
+        steps = before = 0
+        for number, phase in enumerate(ahead or self.phases[-1:]):
+            steps = before + max(0, _whole_steps(_left(duration, ahead[:number]), phase))
+            before += phase.num_steps
+            if steps <= before:
                 break
-            taken += phase.num_steps
-        return taken + max(0, steps)
+        return steps
 
 
 def build_timeline(

@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -237,7 +237,8 @@ def prepare(
     if saved is None:  # everything fits: the folder is this run's from here on
         tokenizer.save(folder.tokenizer)
         storage.write_text(folder.config, to_yaml(config))
-    steps = loader.timeline.steps
+    start_step = point[1] if point else 0
+    steps = partial(loader.timeline.steps, after=start_step)
     total = loader.timeline.total_steps
     assert config.schedule.warmup and config.logging.every
     assert config.eval.every and config.checkpoint.every
@@ -253,7 +254,7 @@ def prepare(
             config.schedule,
             warmup_steps=steps(config.schedule.warmup),
             total_steps=total,
-            start_step=point[1] if point else 0,
+            start_step=start_step,
         ),
         loader=loader,
         tokenizer=tokenizer,
@@ -299,9 +300,7 @@ def execution_of(config: RunConfig) -> Execution:
     )
 
 
-def load_params(
-    reference: str, model: ModelDefinition, mesh: Mesh, tokenizer_hash: str
-) -> Params:
+def load_params(reference: str, model: ModelDefinition, mesh: Mesh, tokenizer_hash: str) -> Params:
     """Weights of another run's checkpoint (`RUN` or `RUN@STEP`), laid out for `model`.
 
     Raises:

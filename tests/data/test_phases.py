@@ -41,6 +41,9 @@ def test_every_step_leads_to_its_cursor_and_back(shapes) -> None:
         assert line.steps(parse_duration(f"{tokens + 1} tokens")) == step + 1
         cursor, tokens = cursor + at.batch_size, tokens + at.tokens
     assert (cursor, tokens) == (line.total_examples, line.total_tokens)
+    for step in range(line.total_steps):
+        left = line.total_tokens - line.at_step(step).tokens_before
+        assert line.steps(parse_duration(f"{left} tokens"), after=step) == line.total_steps - step
     assert line.at_cursor(cursor).step == line.total_steps
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from maxlm.config.load import load_config
+from maxlm.errors import ConfigError
 from maxlm.train.setup import prepare
 from tests.small_run import devices, train_here, write_quick_config, write_text_store
 
@@ -67,3 +68,35 @@ def test_what_a_branch_says_itself_counts(tmp_path, store, parent):
     )
     assert branch.config.data.batch_size == 2
     assert branch.config.optimizer.learning_rate == 5e-4
+
+
+def test_what_a_branch_counts_in_tokens_it_counts_in_its_own_batch_from_its_own_start(
+    tmp_path, store, parent
+):
+    branch = branch_of(
+        parent,  # 16 steps of 4 × 32 tokens
+        store,
+        tmp_path,
+        data={"length": 32, "batch_size": 8},  # 256 tokens a step
+        train={"duration": "2048 tokens"},
+        schedule={"warmup": "1500 tokens", "decay_fraction": 0.25},
+        logging={"every": "32 examples"},
+        checkpoint={"every": "1024 tokens", "keep_every": "1280 tokens"},
+    )
+    assert branch.timeline.total_steps == 16 + 8
+    assert branch.timeline.total_tokens == 16 * 128 + 2048
+    assert (branch.rate.start_step, branch.rate.warmup_steps) == (16, 6)
+    assert (branch.intervals.log, branch.intervals.checkpoint) == (4, 4)
+    assert branch.checkpoints._keep_every_steps == 5
+
+
+def test_a_branchs_schedule_is_held_against_its_own_steps(tmp_path, store, parent):
+    with pytest.raises(ConfigError, match=r"warm-up 8 \+ decay 0\.5 × 8 = 12 steps is longer"):
+        branch_of(
+            parent,
+            store,
+            tmp_path,
+            data={"length": 32, "batch_size": 4, "phases": [{"batch_size": 8}]},
+            train={"duration": "64 examples"},
+            schedule={"warmup": "2000 tokens", "decay_fraction": 0.5},
+        )
