@@ -121,8 +121,7 @@ def devices(count: int) -> Iterator[None]:
     def first(parallel: ParallelConfig, devices: list | None = None) -> Mesh:
         return make_mesh(parallel, devices or jax.devices()[:count])
 
-    # A loaded model leaves its mesh set, which the next test must not see.
-    with pytest.MonkeyPatch.context() as patch, jax.set_mesh(first(ParallelConfig())):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("maxlm.train.setup.make_mesh", first)
         patch.setattr("maxlm.train.loading.make_mesh", first)
         yield

@@ -11,6 +11,7 @@ import jax
 
 from maxlm.batch import Batch
 from maxlm.model.definition import ModelDefinition, Params
+from maxlm.parallel.placement import on_mesh_of
 from maxlm.train.step import count_bytes
 
 # Batches that may be dispatched and unfinished (see `maxlm.train.loop.MAX_IN_FLIGHT`).
@@ -33,13 +34,19 @@ def make_eval_step(
     token_bytes: jax.Array,
     compiler_options: Mapping[str, Any] | None = None,
 ) -> EvalStep:
-    """A jitted `(params, batch) -> EvalSums`, compiled with XLA's `compiler_options`."""
+    """A `(params, batch) -> EvalSums` on the parameters' mesh, compiled with XLA's `compiler_options`."""
 
     def eval_step(params: Params, batch: Batch) -> EvalSums:
         sums = model.bind(params).loss(batch)
         return EvalSums(sums.nll, sums.weight, count_bytes(batch, token_bytes))
 
-    return jax.jit(eval_step, compiler_options=dict(compiler_options or {}))
+    compiled = jax.jit(eval_step, compiler_options=dict(compiler_options or {}))
+
+    def on_mesh(params: Params, batch: Batch) -> EvalSums:
+        with on_mesh_of(params):
+            return compiled(params, batch)
+
+    return on_mesh
 
 
 def evaluate(eval_step: EvalStep, params: Params, batches: Iterable[Batch]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from maxlm.errors import ConfigError
 from maxlm.generate.sampling import SamplingOptions, sample
 from maxlm.model.attention import Cache
 from maxlm.model.definition import ModelDefinition, Params
+from maxlm.parallel.placement import on_mesh_of
 
 
 class Generator:
@@ -59,15 +60,16 @@ class Generator:
         caches, used, segments = None, self.context_length, None
         for index in range(max_tokens):
             step_key = jax.random.fold_in(key, index)
-            if used >= self.context_length:
-                tokens, segments = self._window(history)
-                used = tokens.shape[1]
-                drawn, caches = self._read(params, tokens, segments, step_key, options=options)
-            else:
-                drawn, caches, segments = self._next(
-                    params, caches, drawn, segments, used, step_key, options=options
-                )
-                used += 1
+            with on_mesh_of(params):
+                if used >= self.context_length:
+                    tokens, segments = self._window(history)
+                    used = tokens.shape[1]
+                    drawn, caches = self._read(params, tokens, segments, step_key, options=options)
+                else:
+                    drawn, caches, segments = self._next(
+                        params, caches, drawn, segments, used, step_key, options=options
+                    )
+                    used += 1
             row = np.asarray(drawn)
             for past, token in zip(history, row, strict=True):
                 past.append(int(token))

@@ -1,4 +1,4 @@
-"""Which rows of a batch this process needs, by the mesh, and how they get to its devices.
+"""Which rows of a batch this process needs, by the mesh, how they get there, and where arrays lie.
 
 Never by process index: where `tensor` spans processes, several of them need the same rows, and
 sharding the data by index would silently feed them different ones.
@@ -6,11 +6,12 @@ sharding the data by index would silently feed them different ones.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from maxlm.parallel.axes import sharding
 
@@ -50,3 +51,15 @@ def place_batch(batch: Any, batch_size: int, rows: np.ndarray, mesh: Mesh) -> An
         return jax.make_array_from_callback((batch_size, *local.shape[1:]), place, piece)
 
     return jax.tree.map(put, batch)
+
+
+def on_mesh_of(arrays: Any) -> contextlib.AbstractContextManager[Any]:
+    """A context in which the mesh that a pytree of arrays lies on is set, for what is called with it.
+
+    Model code pins activations on the mesh that is set. Arrays without a mesh leave it as it is.
+    """
+    for array in jax.tree.leaves(arrays):
+        place = getattr(array, "sharding", None)
+        if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh):
+            return jax.set_mesh(place.mesh)
+    return contextlib.nullcontext()

@@ -50,10 +50,11 @@ def load(reference: str, overrides: list[str] | None = None) -> TrainedModel:
     config = load_config(folder.config, overrides or [])
     set_up_jax(config)
     mesh = _mesh(config, asked=any(o.startswith("parallel.") for o in overrides or []))
-    jax.set_mesh(mesh)
     model = define(config.model, execution_of(config))
     average = config.optimizer.average_decay is not None
-    params, step = restore_params(folder, step, model, mesh, "average" if average else "params")
+    kind = "average" if average else "params"
+    with jax.set_mesh(mesh):
+        params, step = restore_params(folder, step, model, mesh, kind)
     return TrainedModel(config, step, model, params, load_tokenizer(folder.tokenizer), mesh)
 
 

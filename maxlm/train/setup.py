@@ -36,11 +36,11 @@ from maxlm.model.decoder import Execution
 from maxlm.model.definition import ModelDefinition, Params, define
 from maxlm.parallel.mesh import check_batch, data_shards, make_mesh
 from maxlm.train.branch import branch_point, branched
-from maxlm.train.parent import check_parent, check_tokenizer
 from maxlm.train.canonical import canonical_targets, from_canonical
 from maxlm.train.checkpoints import Checkpoints
 from maxlm.train.left_out import ended_whole
 from maxlm.train.optimizer import make_optimizer
+from maxlm.train.parent import check_parent, check_tokenizer
 from maxlm.train.run_folder import RunFolder, require_run
 from maxlm.train.schedule import RateSchedule
 from maxlm.train.state import TrainState, abstract_state, fresh_state

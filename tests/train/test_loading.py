@@ -8,7 +8,13 @@ import pytest
 
 import maxlm
 from maxlm.config.load import load_config
+from maxlm.data.rows import InMemoryTokens
+from maxlm.data.windows import eval_batches
 from maxlm.errors import CheckpointError, ParallelError
+from maxlm.evaluate.perplexity import evaluate, make_eval_step
+from maxlm.generate.generator import Generator
+from maxlm.generate.sampling import SamplingOptions
+from maxlm.parallel.placement import local_rows, place_batch
 from maxlm.train.canonical import canonical_targets
 from maxlm.train.loading import load
 from maxlm.train.setup import prepare
@@ -116,6 +122,44 @@ def test_a_mesh_that_is_asked_for_is_made_or_refused(run, weights):
             load(run.path, ["parallel.tensor=1"])
         with pytest.raises(ParallelError, match="heads dim of 2 does not divide over 4"):
             load(run.path, ["parallel.fsdp=1", "parallel.tensor=4"])
+
+
+class Spy:
+    """A model that takes note of the mesh that is set when it is called, and of nothing else."""
+
+    def __init__(self, model):
+        self.model, self.meshes = model, []
+
+    def bind(self, params):
+        self.meshes.append(jax.sharding.get_abstract_mesh())
+        return self.model.bind(params)
+
+
+def test_a_loaded_model_leaves_no_mesh_set_and_is_used_on_its_own(run):
+    def generated(trained, model):
+        generator = Generator(model, context_length=32)
+        options = SamplingOptions(temperature=0)
+        stream = generator.stream(trained.params, [[72, 73]], max_tokens=5, options=options)
+        return [int(tokens[0]) for tokens in stream]
+
+    def evaluated(trained, model):
+        rows = local_rows(4, trained.mesh)
+        host = eval_batches(InMemoryTokens([np.arange(200)]), 32, 4, None, rows)
+        batches = (place_batch(batch, 4, rows, trained.mesh) for batch in host)
+        step = make_eval_step(model, trained.token_bytes)
+        return evaluate(step, trained.params, batches)["loss"]
+
+    assert jax.sharding.get_abstract_mesh().empty
+    found = []
+    for layout in (["parallel.fsdp=2", "parallel.tensor=2"], ["parallel.fsdp=4"]):
+        with devices(4):
+            trained = load(run.path, layout)
+        spy = Spy(trained.model)
+        found.append((generated(trained, spy), evaluated(trained, spy)))
+        assert set(spy.meshes) == {trained.mesh.abstract_mesh} and len(spy.meshes) >= 3
+        assert jax.sharding.get_abstract_mesh().empty
+    (ids, loss), (again, other) = found
+    assert ids == again and loss == pytest.approx(other, rel=1e-5)
 
 
 def test_the_tokenizer_is_the_run_s_and_counts_its_bytes(run):
