@@ -7,9 +7,11 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 from tiny_tokenizers import CORPUS, trained
 
-from maxlm.data.tokenizers import train_sentencepiece
+from maxlm.data.tokenizers import sentencepiece_model, train_sentencepiece
+from maxlm.data.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from maxlm.data.tokenizers.sentencepiece_training import thin, training_lines
 from maxlm.errors import DataError, TokenizerError
 
@@ -54,6 +56,41 @@ def test_a_long_text_gives_the_ids_that_the_library_gives_for_the_whole(kind, wo
     tokenizer = trained(kind)
     text = "".join(words) * (5000 // len("".join(words)) + 1)
     assert tokenizer.encode(text) == tokenizer._processor.encode(text)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["the", "fox", "s", " ", "  ", "\n", "\n\n", "\t", "人", "\r"]), max_size=40
+    )
+)
+def test_words_put_together_are_the_ids_that_the_library_gives_for_the_whole(words):
+    tokenizer, text = trained("bpe"), "".join(words)
+    assert tokenizer._words is not None
+    for _ in range(2):  # when first seen, and remembered
+        assert tokenizer.encode_batch([text])[0].tolist() == tokenizer._processor.encode(text)
+
+
+@pytest.mark.parametrize("piece", ["e▁", "x\n", "▁\n"])
+def test_a_model_with_a_piece_across_words_or_lines_is_given_whole_texts(piece):
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(trained("bpe")._model)
+    model.pieces.add(piece=piece, score=0.0)
+    tokenizer = SentencePieceTokenizer(model.SerializeToString())
+    assert tokenizer._words is None
+    text = "the fox\n \n the fox"
+    ids = tokenizer.encode_batch([text])[0].tolist()
+    assert ids == tokenizer._processor.encode(text) == tokenizer.encode(text)
+    # Newlines are symbols here, which the library merges with nothing; other models need not.
+    assert tokenizer.vocab_size - 1 in ids or "\n" in piece
+
+
+def test_remembered_words_are_forgotten_when_there_are_too_many(monkeypatch):
+    monkeypatch.setattr(sentencepiece_model, "_MOST_WORDS", 3)
+    tokenizer = SentencePieceTokenizer(trained("bpe")._model)
+    text = " ".join(["the quick brown fox", "x" * 100, "jumps over the lazy dog"] * 3)
+    assert tokenizer.encode(text) == tokenizer._processor.encode(text)
+    assert 0 < len(tokenizer._words) <= 3 and " " + "x" * 100 not in tokenizer._words
 
 
 def test_the_kinds_learn_differently():
