@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from maxlm.cli.process_arguments import add_process_arguments, process_arguments
+
 EPILOG = """\
 examples:
   maxlm eval runs/quickstart                     the newest checkpoint on the run's own sets
@@ -22,24 +24,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", default=[], metavar="key=value", help="set an option"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per set")
+    add_process_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate."""
+    from maxlm.parallel.processes import joined
+
+    with joined(**process_arguments(arguments)):
+        return _evaluate(arguments)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
     import json
-
-    from maxlm.parallel.one_process import require_one_process, require_own_devices
-
-    require_one_process()
-    import jax
 
     from maxlm.errors import ConfigError
     from maxlm.evaluate.perplexity import evaluate, make_eval_step
     from maxlm.evaluate.sets import open_sets
+    from maxlm.parallel.agreement import process_index
     from maxlm.train.loading import load
 
     trained = load(arguments.run, arguments.overrides)
-    require_own_devices(jax.process_count())
     sets = open_sets(trained.config, trained.tokenizer.hash)
     if not sets:
         raise ConfigError(
@@ -51,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     for one in sets:
         result = evaluate(eval_step, trained.params, one.batches(trained.mesh))
+        if process_index():
+            continue
         if arguments.json:
             print(json.dumps({"step": trained.step, "set": one.name, **result}))
         else:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+
+from maxlm.cli.process_arguments import add_process_arguments, process_arguments
 
 EPILOG = """\
 examples:
@@ -30,12 +33,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--top-p", type=float, default=1.0, help="only the likeliest tokens that sum to p (1)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (0)")
+    add_process_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate."""
-    import codecs
+    from maxlm.parallel.processes import joined
+
+    with joined(**process_arguments(arguments)):
+        _generate(arguments)
+    return 0
+
+
+def _generate(arguments: argparse.Namespace) -> None:
     import sys
+
+    from maxlm.parallel.agreement import process_index
+
+    # On several processes all draw the same, and the first one writes it.
+    first = process_index() == 0
+    for text in _pieces(arguments):
+        if first:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+def _pieces(arguments: argparse.Namespace) -> Iterator[str]:
+    """What is printed, piece by piece."""
+    import codecs
 
     import numpy as np
 
@@ -60,16 +85,14 @@ def run(arguments: argparse.Namespace) -> int:
     if len(prompts) > 1:
         drawn = np.stack(list(stream), axis=1)  # [B, tokens]
         for prompt, tokens in zip(arguments.prompt, drawn, strict=True):
-            print(prompt + tokenizer.decode(until_end(tokens.tolist(), tokenizer.eos_id)))
-            print("—" * 8)
-        return 0
+            text = tokenizer.decode(until_end(tokens.tolist(), tokenizer.eos_id))
+            yield f"{prompt}{text}\n" + "—" * 8 + "\n"
+        return
     # A token may end inside a character: the decoder holds its bytes back until it is whole.
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    sys.stdout.write(arguments.prompt[0])
+    yield arguments.prompt[0]
     for (token,) in stream:
         if token == tokenizer.eos_id:
             break
-        sys.stdout.write(decoder.decode(tokenizer.decode_bytes([int(token)])))
-        sys.stdout.flush()
-    print(decoder.decode(b"", final=True))
-    return 0
+        yield decoder.decode(tokenizer.decode_bytes([int(token)]))
+    yield decoder.decode(b"", final=True) + "\n"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from maxlm.cli.process_arguments import add_process_arguments, process_arguments
+
 if TYPE_CHECKING:
     from maxlm.config.schema import RunConfig
     from maxlm.train.display import Display
@@ -22,6 +24,8 @@ CONFIG is a preset (`configs/…`) or a YAML file; `maxlm config show CONFIG` pr
 The run lies in OUTPUT/NAME (`output=…`, `name=…`): config, tokenizer, checkpoints, metrics.jsonl,
 TensorBoard files, report.html. Ctrl-C or SIGTERM saves a checkpoint and ends; the same command goes
 on from there, and does nothing when the run is finished.
+
+One command a process trains on several (`maxlm launch local`, srun, mpirun, a TPU pod).
 
 exit status: 0 finished, 2 a mistake to mend, 75 ended by SIGTERM or by storage that fails for now
 and 130 by Ctrl-C (run it again).
@@ -43,18 +47,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plain", action="store_true", help="one line per record instead of a live display"
     )
+    add_process_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train."""
     from maxlm.config.load import load_config
+    from maxlm.parallel.processes import join, telling_the_others
     from maxlm.train.interruption import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
-    config = load_config(arguments.config, arguments.overrides)
+    place = process_arguments(arguments)
+    with telling_the_others(**place):
+        config = load_config(arguments.config, arguments.overrides)
     if config.parallel.cpu_devices:
         from maxlm.parallel.host_memory import keep_freed_memory
 
         keep_freed_memory()  # before the imports below start jax
+    join(**place)
     outcome = pretrain(
         config, branch_from=arguments.branch_from, live=False if arguments.plain else None
     )
@@ -69,6 +78,8 @@ def pretrain(
 ) -> Outcome | None:
     """Train a config's run from where it is to its end; what `maxlm train` does.
 
+    Where a launcher started several processes, each calls this, and they train one run together.
+
     Args:
         config: from `load_config`.
         branch_from: `RUN` or `RUN@STEP` whose state a new run starts from.
@@ -81,44 +92,49 @@ def pretrain(
     Raises:
         MaxLMError: something that the user can mend.
     """
-    from maxlm.parallel.one_process import require_one_process
+    from maxlm.parallel.processes import joined
 
-    require_one_process()
-    from maxlm import storage
-    from maxlm.lock import only_process
-    from maxlm.train.run_folder import RunFolder
+    with joined():
+        from maxlm import storage
+        from maxlm.lock import only_process
+        from maxlm.parallel.agreement import process_index
+        from maxlm.train.run_folder import RunFolder
 
-    folder = RunFolder(storage.join(config.output, config.name))
-    busy = f"{folder.path}: another process is training in this run's folder"
-    with only_process(folder.lock, busy):
-        return _pretrain(config, branch_from, live)
+        if process_index():  # the first process holds the folder for all
+            return _pretrain(config, branch_from, live)
+        folder = RunFolder(storage.join(config.output, config.name))
+        busy = f"{folder.path}: another process is training in this run's folder"
+        with only_process(folder.lock, busy):
+            return _pretrain(config, branch_from, live)
 
 
 def _pretrain(config: RunConfig, branch_from: str | None, live: bool | None) -> Outcome | None:
-    import jax
-
     from maxlm import storage
     from maxlm.evaluate.hooks import training_hooks
     from maxlm.evaluate.report import write_report
-    from maxlm.parallel.one_process import require_own_devices
+    from maxlm.parallel.agreement import process_index
     from maxlm.train.display import Display
     from maxlm.train.loop import train
     from maxlm.train.records import RecordWriter
     from maxlm.train.setup import prepare
     from maxlm.train.sinks import open_sinks
 
-    display = Display(f"{config.output}/{config.name}", live=live)
-    training = prepare(config, branch_from=branch_from, message=display.message)
-    require_own_devices(jax.process_count())
+    # The first process alone speaks and writes; the others keep the newest records for the caller.
+    first = process_index() == 0
+    display = Display(f"{config.output}/{config.name}", live=live) if first else None
+    quiet = RecordWriter([], display)
+    training = prepare(config, branch_from=branch_from, message=quiet.message)
     if training.is_finished:
-        display.message(
+        quiet.message(
             f"{training.folder.path} is finished: {training.timeline.total_steps} steps; nothing "
             "to do (give another name=… for a new run, or --branch-from to go on from it)"
         )
-        if not storage.exists(training.folder.report):  # a kill came before it
-            display.message(f"report: {write_report([training.folder.path])}")
-        display.close()
+        if first and not storage.exists(training.folder.report):  # a kill came before it
+            quiet.message(f"report: {write_report([training.folder.path])}")
+        quiet.close()
         return None
+    if display is None:
+        return train(training, training_hooks(training), quiet)
     sinks = open_sinks(
         training.folder.path,
         tensorboard=config.logging.tensorboard,
@@ -127,10 +143,9 @@ def _pretrain(config: RunConfig, branch_from: str | None, live: bool | None) -> 
     page = _Page(training.folder.path, sinks, display)
     writer = RecordWriter([sinks, page], display)
     try:
-        outcome = train(training, training_hooks(training), writer)
+        return train(training, training_hooks(training), writer)
     finally:
         writer.close()
-    return outcome
 
 
 class _Page:

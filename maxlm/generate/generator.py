@@ -17,6 +17,7 @@ from maxlm.errors import ConfigError
 from maxlm.generate.sampling import SamplingOptions, sample
 from maxlm.model.attention import Cache
 from maxlm.model.definition import ModelDefinition, Params
+from maxlm.parallel.axes import constrain
 from maxlm.parallel.placement import on_mesh_of
 
 
@@ -105,7 +106,7 @@ class Generator:
         logits, caches = decoder.extend(
             tokens, positions, current, caches, segments, jnp.zeros((), jnp.int32)
         )
-        return sample(key, logits, options), caches
+        return _everywhere(sample(key, logits, options)), caches
 
     def _next_token(
         self,
@@ -123,7 +124,12 @@ class Generator:
         segments = jax.lax.dynamic_update_index_in_dim(segments, jnp.ones_like(token), used, 1)
         ones = jnp.ones_like(token)[:, None]
         logits, caches = decoder.extend(token[:, None], position, ones, caches, segments, used)
-        return sample(key, logits, options), caches, segments
+        return _everywhere(sample(key, logits, options)), caches, segments
+
+
+def _everywhere(drawn: jax.Array) -> jax.Array:
+    """`[B]` tokens whole on every device: each process reads them all."""
+    return constrain(drawn, "activation")
 
 
 def _padded_length(length: int, context_length: int) -> int:

@@ -37,8 +37,8 @@ def place_batch(batch: Any, batch_size: int, rows: np.ndarray, mesh: Mesh) -> An
         The pytree with `jax.Array`s `[batch_size, T]`, rows over the data axes.
     """
     place = sharding(mesh, ("batch", "length"))
-    if len(rows) == batch_size:
-        return jax.device_put(batch, place)
+    if place.is_fully_addressable:
+        return jax.device_put(batch, place)  # of several processes it would compare the values
     position = {int(row): i for i, row in enumerate(rows)}
 
     def put(local: np.ndarray) -> jax.Array:

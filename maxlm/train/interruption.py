@@ -11,7 +11,7 @@ import signal
 from types import FrameType
 from typing import Any
 
-import jax
+from maxlm.parallel.agreement import StopAgreement, process_count
 
 # What launchers read as "run me again" (EX_TEMPFAIL of sysexits.h).
 EXIT_PREEMPTED = 75
@@ -24,35 +24,43 @@ class Interruption:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
+        self._agreement: StopAgreement | None = None
 
     def __enter__(self) -> Interruption:
         for number in (signal.SIGTERM, signal.SIGINT):
             # Outside the main thread (ValueError) its owner handles signals.
             with contextlib.suppress(ValueError):
                 self._previous[number] = signal.signal(number, self._note)
+        if process_count() > 1:
+            self._agreement = StopAgreement()
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, previous in self._previous.items():
             signal.signal(number, previous)
+        if self._agreement is not None:
+            self._agreement.close()
 
     def reached(self, step: int) -> bool:
         """Whether to stop before the next step, agreed over all processes."""
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.signal is not None
+        if self._agreement is None:
+            return self.signal is not None
+        # jax's own agreement hears SIGTERM alone, and misses one before a resumed run's first step.
+        if self.signal is not None:
+            self._agreement.announce(signal.Signals(self.signal).name)
+        return self._agreement.reached(step)
 
     @property
     def asked(self) -> bool:
         """Whether to stop before the step is over; on several processes never."""
-        return self.signal is not None and jax.process_count() == 1
+        return self.signal is not None and self._agreement is None
 
     @property
     def reason(self) -> str:
         """What ended the run, as its last record says it."""
-        return "interrupted" if self.signal == signal.SIGINT else "terminated"
+        heard = self._agreement.heard if self._agreement is not None else None
+        interrupted = self.signal == signal.SIGINT or heard == signal.SIGINT.name
+        return "interrupted" if interrupted else "terminated"
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:

@@ -15,7 +15,7 @@ from maxlm.errors import CheckpointError, ParallelError
 from maxlm.model.definition import ModelDefinition, Params, define
 from maxlm.parallel.mesh import make_mesh
 from maxlm.train.run_folder import require_run
-from maxlm.train.setup import execution_of, restore_params, set_up_jax
+from maxlm.train.setup import as_started, execution_of, restore_params, set_up_jax
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def load(reference: str, overrides: list[str] | None = None) -> TrainedModel:
         ParallelError: the overrides ask for a mesh that does not fit.
     """
     folder, step = require_run(reference)
-    config = load_config(folder.config, overrides or [])
+    config = as_started(load_config(folder.config, overrides or []))
     set_up_jax(config)
     mesh = _mesh(config, asked=any(o.startswith("parallel.") for o in overrides or []))
     model = define(config.model, execution_of(config))

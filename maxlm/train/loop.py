@@ -20,8 +20,10 @@ import numpy as np
 
 from maxlm.errors import DivergedError
 from maxlm.model.definition import Params
+from maxlm.parallel.agreement import process_index
 from maxlm.parallel.placement import local_rows, place_batch
 from maxlm.train.canonical import to_canonical
+from maxlm.train.checkpoint_checks import from_first_process
 from maxlm.train.clock import Clock
 from maxlm.train.divergence import Divergence
 from maxlm.train.interruption import Interruption
@@ -106,7 +108,7 @@ def _take_steps(
     state = newest.state
     rows = _rows_of(run)
     step = steps.dispatched
-    if step in run.checkpoints.steps():  # and not where a branch begins
+    if step in run.saved_steps():  # and not where a branch begins
         _make_up(run, hooks, writer, steps, state, interruption)
     cursor = run.timeline.at_step(step).cursor
     with run.loader.iterate(cursor, rows) as batches:
@@ -140,6 +142,8 @@ def _is_worth_saving(error: Exception) -> bool:
 
 def _save_before_failing(run: Run, newest: _Newest) -> None:
     """Keep the work done when an evaluation, a read or a sink fails; that error is what counts."""
+    if jax.process_count() > 1:
+        return  # the others are elsewhere, and a save needs all
     with contextlib.suppress(Exception):
         jax.block_until_ready(newest.state)
         if newest.step and run.checkpoints.latest != newest.step:
@@ -198,8 +202,10 @@ def _make_up(
     step, total = steps.dispatched, run.timeline.total_steps
     due = [hook for hook in hooks if hook.makes and hook.is_due(step, total)]
     if due:
-        made = made_at(run.folder.path, step)
-        due = [hook for hook in due if not made.issuperset(hook.makes)]
+        # The first process knows what it wrote; all must call the same hooks.
+        made = made_at(run.folder.path, step) if process_index() == 0 else set()
+        missing = [i for i, hook in enumerate(due) if not made.issuperset(hook.makes)]
+        due = [due[i] for i in from_first_process(missing)]
         _call(due, writer, steps, state, interruption, made)
 
 

@@ -34,14 +34,17 @@ from maxlm.errors import CheckpointError, ConfigError
 from maxlm.model.count import count_non_embedding_parameters, count_parameters
 from maxlm.model.decoder import Execution
 from maxlm.model.definition import ModelDefinition, Params, define
+from maxlm.parallel.agreement import process_index
 from maxlm.parallel.mesh import check_batch, data_shards, make_mesh
 from maxlm.train.branch import branch_point, branched
 from maxlm.train.canonical import canonical_targets, from_canonical
+from maxlm.train.checkpoint_checks import from_first_process
 from maxlm.train.checkpoints import Checkpoints
 from maxlm.train.left_out import ended_whole
 from maxlm.train.optimizer import make_optimizer
 from maxlm.train.parent import check_parent, check_tokenizer
 from maxlm.train.run_folder import RunFolder, require_run
+from maxlm.train.same_run import require_same_data, require_same_start, require_shared
 from maxlm.train.schedule import RateSchedule
 from maxlm.train.state import TrainState, abstract_state, fresh_state
 from maxlm.train.step import make_train_step
@@ -115,8 +118,9 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """Whether the last step is saved and nothing beside it was left out."""
-        saved = self.timeline.total_steps in self.checkpoints.steps()
-        return saved and ended_whole(self.folder.path)
+        saved = self.timeline.total_steps in self.saved_steps()
+        # As the first process sees it, which may have written the records a moment ago.
+        return saved and bool(from_first_process([int(ended_whole(self.folder.path))])[0])
 
     def restore_or_begin(self, message: Message) -> tuple[TrainState, int]:
         """The newest good state of this run and its step, or a fresh state and 0.
@@ -126,13 +130,13 @@ class Run:
         """
         targets = canonical_targets(self.layout, self.model)
         self.checkpoints.prepare(targets)
-        half_written = self.checkpoints.half_written()
-        if half_written and not self.checkpoints.steps():
+        half_written, steps = self.checkpoints.half_written(), self.saved_steps()
+        if half_written and not steps:
             message(
                 f"{self.folder.checkpoints}: no complete checkpoint, only what a killed save left "
                 f"({', '.join(half_written)}); training starts from the beginning"
             )
-        if self.checkpoints.steps():
+        if steps:
             arrays, metadata, step = self.checkpoints.restore(None, targets)
             self._check_data(metadata, step)
             message(f"continuing from step {step} of {self.timeline.total_steps}")
@@ -178,6 +182,10 @@ class Run:
             for name in storage.list_names(folder)
         }
 
+    def saved_steps(self) -> list[int]:
+        """Steps of the complete checkpoints, as the first process sees the folder."""
+        return from_first_process(self.checkpoints.steps())
+
     def _check_data(self, metadata: dict[str, Any], step: int) -> None:
         cursor = self.timeline.at_step(step).cursor
         if metadata["data_hash"] != self.loader.hash:
@@ -211,6 +219,8 @@ def prepare(
         DataError, TokenizerError: a store cannot be used.
         ParallelError: the mesh or batch does not fit the devices.
     """
+    config = as_started(config)
+    require_same_start(config, branch_from)
     folder = RunFolder(storage.join(config.output, config.name))
     saved = _saved_config(folder)
     if branch_from is not None:
@@ -234,9 +244,12 @@ def prepare(
         check_batch(phase.batch_size, mesh, accumulation=config.train.accumulation)
     model = define(config.model, execution_of(config))
     model.shardings(mesh)
-    if saved is None:  # everything fits: the folder is this run's from here on
+    require_same_data(config, loader, tokenizer.hash)
+    if saved is None and process_index() == 0:
+        # Everything fits: the folder is this run's from here on.
         tokenizer.save(folder.tokenizer)
         storage.write_text(folder.config, to_yaml(config))
+    require_shared(folder.config)
     start_step = point[1] if point else 0
     steps = partial(loader.timeline.steps, after=start_step)
     total = loader.timeline.total_steps
@@ -270,6 +283,15 @@ def prepare(
             checkpoint=max(1, steps(config.checkpoint.every)),
         ),
     )
+
+
+def as_started(config: RunConfig) -> RunConfig:
+    """The config with as many CPU devices as a launcher says that each process has."""
+    devices = os.environ.get("JAX_NUM_CPU_DEVICES", "")
+    if not devices.isdecimal():
+        return config
+    parallel = config.parallel.model_copy(update={"cpu_devices": int(devices)})
+    return config.model_copy(update={"parallel": parallel})
 
 
 def set_up_jax(config: RunConfig) -> None:
