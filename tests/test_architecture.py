@@ -26,6 +26,7 @@ ROOMS = [
     "train",
     "generate",
     "evaluate",
+    "launch",
     "cli",
 ]
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.stem != "__init__")

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "Pretrain a model from a config; the same command again resumes it.",
     "eval": "Loss, perplexity and bits per byte of a run's checkpoint.",
     "generate": "Continue a prompt with a run's checkpoint.",
+    "launch": "Start a command in several processes that work as one.",
     "report": "Write a run's page: one HTML file with curves, config, data and samples.",
     "checkpoints": "List, show and verify a run's checkpoints.",
     "config": "Show, check and document configs.",

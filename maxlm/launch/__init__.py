@@ -1,0 +1,1 @@
+"""Starting runs: several processes on this machine."""
