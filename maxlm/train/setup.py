@@ -245,11 +245,7 @@ def prepare(
     model = define(config.model, execution_of(config))
     model.shardings(mesh)
     require_same_data(config, loader, tokenizer.hash)
-    if saved is None and process_index() == 0:
-        # Everything fits: the folder is this run's from here on.
-        tokenizer.save(folder.tokenizer)
-        storage.write_text(folder.config, to_yaml(config))
-    require_shared(folder.config)
+    _take_folder(folder, config, tokenizer, new=saved is None)
     start_step = point[1] if point else 0
     steps = partial(loader.timeline.steps, after=start_step)
     total = loader.timeline.total_steps
@@ -283,6 +279,14 @@ def prepare(
             checkpoint=max(1, steps(config.checkpoint.every)),
         ),
     )
+
+
+def _take_folder(folder: RunFolder, config: RunConfig, tokenizer: Tokenizer, *, new: bool) -> None:
+    """Everything fits: the folder is this run's from here on. One process writes, all must see it."""
+    if new and process_index() == 0:
+        tokenizer.save(folder.tokenizer)
+        storage.write_text(folder.config, to_yaml(config))
+    require_shared(folder.config)
 
 
 def as_started(config: RunConfig) -> RunConfig:
