@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from maxlm import __version__, storage
 from maxlm.config.derive import Facts, Resolved, resolve
-from maxlm.config.derive_model import Derived, longest_length, resolve_model
+from maxlm.config.derive_model import Derived, longest_length, resolve_model, row_lengths
 from maxlm.config.dump import to_yaml
 from maxlm.config.meaning import keep_derived, meaning_diff
 from maxlm.config.schema import Precision, RunConfig
@@ -31,6 +31,7 @@ from maxlm.data.phases import Timeline
 from maxlm.data.store import TokenStore
 from maxlm.data.tokenizers import Tokenizer
 from maxlm.errors import CheckpointError, ConfigError
+from maxlm.kernels.context.choose import choose_context_attention
 from maxlm.model.count import count_non_embedding_parameters, count_parameters
 from maxlm.model.decoder import Execution
 from maxlm.model.definition import ModelDefinition, Params, define
@@ -232,7 +233,7 @@ def prepare(
     )
     for phase in loader.timeline.phases:
         check_batch(phase.batch_size, mesh, accumulation=config.train.accumulation)
-    model = define(config.model, execution_of(config))
+    model = define(config.model, execution_of(config, mesh, message))
     model.shardings(mesh)
     if saved is None:  # everything fits: the folder is this run's from here on
         tokenizer.save(folder.tokenizer)
@@ -287,16 +288,27 @@ def set_up_jax(config: RunConfig) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def execution_of(config: RunConfig) -> Execution:
-    """How the model of a resolved config is computed."""
+def execution_of(config: RunConfig, mesh: Mesh, message: Message = lambda text: None) -> Execution:
+    """How the model of a resolved config is computed; `message` is told what was chosen and why.
+
+    Raises:
+        ParallelError: rows do not divide over the mesh, or attention cannot be done as asked for.
+    """
     wide = config.train.precision is Precision.FLOAT64
     assert config.train.precision
+    asked = config.parallel.context_attention
+    choice = choose_context_attention(asked, config.model, mesh, row_lengths(config))
+    if mesh.shape["context"] > 1:
+        message(
+            f"attention over context {mesh.shape['context']}: {choice.method} ({choice.reason})"
+        )
     return Execution(
         compute_dtype=jnp.dtype(config.train.precision.value),
         param_dtype=jnp.float64 if wide else jnp.float32,
         rematerialization=config.parallel.rematerialization,
         scan_unroll=config.parallel.scan_unroll or 1,
         loss_chunk=config.train.loss_chunk,
+        context_attention=choice.method,
     )
 
 
