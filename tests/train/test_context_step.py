@@ -232,8 +232,10 @@ def test_no_activation_leaves_its_device_but_in_attention_and_the_lookup(layout,
     moved = {kind for kind, elements, _ in inside if elements >= activation // 2}
     assert moved == {"collective-permute" if method == "ring" else "all-to-all"}
     outside = [c for c in found if "context_attention" not in c[2] and c[1] >= activation // 2]
-    assert all("lookup" in name for _, _, name in outside), outside
-    assert [kind for kind, _, _ in outside] == ["all-to-all"] * 2, outside
+    # The embedding's lookup, each way: from a part of the width of all tokens to all of its own.
+    assert {c[:2] for c in outside} == {("all-to-all", activation)}, outside
+    axes = sum(size > 1 for size in layout.values())
+    assert len(outside) == 2 * axes, outside
 
 
 def test_the_method_of_a_run_is_told_with_its_reason():

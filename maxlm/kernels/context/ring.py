@@ -59,7 +59,7 @@ def _forward(
 ) -> tuple[jax.Array, Residuals]:
     queries = Tokens((query,), segments)
 
-    def step(softmax: Any, keys: Tokens, pairs: list[Pair]) -> Any:
+    def step(softmax: Any, keys: Tokens, pairs: list[Pair], *, own: bool = False) -> Any:
         return _over_pairs(add_keys, softmax, queries, keys, pairs, features)
 
     softmax = _around(step, empty_softmax(query), Tokens((key, value), segments))
@@ -76,10 +76,10 @@ def _backward(
     queries = Tokens((query, d_out, log_sum, row_sums), segments)
     key_zeros = jnp.zeros(key.shape, wide), jnp.zeros(value.shape, wide)
 
-    def step(carry: Any, keys: Tokens, pairs: list[Pair]) -> Any:
+    def step(carry: Any, keys: Tokens, pairs: list[Pair], *, own: bool = False) -> Any:
         d_query, travelling = carry
         # The sums of these keys come from the device that had them before, during the work here.
-        received = jax.tree.map(_pass_on, travelling)
+        received = travelling if own else jax.tree.map(_pass_on, travelling)
         gradients = Gradients(d_query, *key_zeros)
         gradients = _over_pairs(add_gradients, gradients, queries, keys, pairs, features)
         d_key, d_value = jax.tree.map(jnp.add, received, (gradients.key, gradients.value))
@@ -97,7 +97,7 @@ ring_attention.defvjp(_forward, _backward)
 
 
 def _around(step: Any, carry: Any, keys: Tokens) -> Any:
-    """Run `step(carry, keys, pairs)` with the keys of every device, one's own first."""
+    """Run `step(carry, keys, pairs, own=…)` with the keys of every device, one's own first."""
     count = jax.lax.axis_size(LENGTH_AXES)
     own = jax.lax.axis_index(LENGTH_AXES)
     length = keys.segments.shape[1] // 2
@@ -115,9 +115,8 @@ def _around(step: Any, carry: Any, keys: Tokens) -> Any:
 
     # Every transfer is asked for before the work that it goes on beside.
     following = jax.tree.map(_pass_on, keys)
-    carry = step(
-        carry, keys, [pair(own, False, False), pair(own, True, False), pair(own, True, True)]
-    )
+    both = [pair(own, False, False), pair(own, True, True)]
+    carry = step(carry, keys, [*both, pair(own, True, False)], own=True)
 
     def turn(state: Any, distance: Scalar) -> Any:
         carry, keys = state

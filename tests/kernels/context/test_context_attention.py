@@ -151,7 +151,7 @@ def test_the_ring_gives_every_device_the_same_number_of_blocks(monkeypatch):
             step = lambda carry, i, j, mask: carry + mask().any()  # noqa: E731
             return blocks._over_blocks(step, carry, queries, keys, query_part, key_part, features)
 
-        def step(carry, others, pairs):
+        def step(carry, others, pairs, own=False):
             return ring._over_pairs(add, carry, keys, others, pairs, features)
 
         return ring._around(step, jnp.zeros((), jnp.int32), keys)[None]
