@@ -24,7 +24,7 @@ from maxlm.config.derive import Facts, Resolved, resolve
 from maxlm.config.derive_model import Derived, longest_length, resolve_model, row_lengths
 from maxlm.config.dump import to_yaml
 from maxlm.config.meaning import keep_derived, meaning_diff
-from maxlm.config.schema import Precision, RunConfig
+from maxlm.config.schema import ContextAttention, Precision, RunConfig
 from maxlm.data.loader import Loader, Source
 from maxlm.data.open_sources import open_sources
 from maxlm.data.phases import Timeline
@@ -288,27 +288,33 @@ def set_up_jax(config: RunConfig) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def execution_of(config: RunConfig, mesh: Mesh, message: Message = lambda text: None) -> Execution:
-    """How the model of a resolved config is computed; `message` is told what was chosen and why.
+def execution_of(
+    config: RunConfig, mesh: Mesh | None = None, message: Message = lambda text: None
+) -> Execution:
+    """How the model of a resolved config is computed.
+
+    Args:
+        config: resolved.
+        mesh: what rows and heads have to divide over; None: nothing that a mesh decides is asked.
+        message: told what was chosen and why.
 
     Raises:
         ParallelError: rows do not divide over the mesh, or attention cannot be done as asked for.
     """
     wide = config.train.precision is Precision.FLOAT64
     assert config.train.precision
-    asked = config.parallel.context_attention
-    choice = choose_context_attention(asked, config.model, mesh, row_lengths(config))
-    if mesh.shape["context"] > 1:
-        message(
-            f"attention over context {mesh.shape['context']}: {choice.method} ({choice.reason})"
-        )
+    method = ContextAttention.ALL_GATHER  # right on every mesh
+    if mesh is not None and mesh.shape["context"] > 1:
+        asked, lengths = config.parallel.context_attention, row_lengths(config)
+        method, reason = choose_context_attention(asked, config.model, mesh, lengths)
+        message(f"attention over context {mesh.shape['context']}: {method} ({reason})")
     return Execution(
         compute_dtype=jnp.dtype(config.train.precision.value),
         param_dtype=jnp.float64 if wide else jnp.float32,
         rematerialization=config.parallel.rematerialization,
         scan_unroll=config.parallel.scan_unroll or 1,
         loss_chunk=config.train.loss_chunk,
-        context_attention=choice.method,
+        context_attention=method,
     )
 
 

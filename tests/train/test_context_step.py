@@ -35,13 +35,13 @@ LENGTH = 48
 STEPS = 20
 # Eight query heads, so that they divide over every layout's context axis; two key-value heads do not.
 WIDE = SHAPE | {"num_heads": 8}
+# A program that runs once: compiled in less time, with equal results.
+QUICK = {"xla_backend_optimization_level": 1}
 METHODS = ["ring", "ulysses", "all_gather"]
 LAYOUTS = [
-    {"fsdp": 4, "context": 2},
     {"fsdp": 2, "context": 4},
     {"fsdp": 1, "context": 4, "tensor": 2},
     {"replica": 2, "fsdp": 1, "context": 4},
-    {"replica": 2, "fsdp": 2, "context": 2},
     {"fsdp": 2, "context": 2, "tensor": 2},
     {"fsdp": 1, "context": 8},
 ]
@@ -79,7 +79,10 @@ def gradients(parallel, method="all_gather", variant=None, accumulation=1):
     with jax.set_mesh(mesh):
         batch = next(packed_batches(1, length=LENGTH))
         placed = place_batch(batch, 8, local_rows(8, mesh), mesh)
-        function = jax.jit(lambda p, b: _accumulate(loss_sums, p, b, accumulation=accumulation))
+        function = jax.jit(
+            lambda p, b: _accumulate(loss_sums, p, b, accumulation=accumulation),
+            compiler_options=QUICK,
+        )
         grads, sums = function(model.init(0, mesh), placed)
     return float(sums.total / sums.weight), jax.device_get(grads)
 
@@ -105,7 +108,7 @@ def one_device():
 
 
 CASES = [(layout, "ring") for layout in LAYOUTS] + [
-    (layout, method) for method in ("ulysses", "all_gather") for layout in LAYOUTS[1:3]
+    (layout, method) for method in ("ulysses", "all_gather") for layout in LAYOUTS[:2]
 ]
 
 
@@ -115,8 +118,10 @@ def test_float64_loss_and_gradients_equal_one_device(layout, method, one_device)
         assert_equal(gradients(layout, method), one_device())
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "method"),
+    [("windows and soft-cap", method) for method in METHODS] + [("learned positions", "ring")],
+)
 def test_windows_soft_cap_and_learned_positions_equal_one_device(variant, method, one_device):
     with jax.enable_x64(True):
         got = gradients({"fsdp": 2, "context": 4}, method, VARIANTS[variant])

@@ -40,15 +40,12 @@ def choose_context_attention(
     Args:
         asked: `parallel.context_attention`.
         model: resolved.
-        mesh: of the run.
+        mesh: of the run, with rows over several devices.
         lengths: tokens of a row, of every phase and evaluation set.
 
     Raises:
         ParallelError: a length does not divide, or the method that was asked for cannot be had.
     """
-    shards = shard_count(mesh, LENGTH_AXES)
-    if shards == 1:
-        return Choice(ContextAttention.ALL_GATHER, "rows lie on one device each")
     for length in sorted(lengths):
         check_length(length, mesh, chunks=2 if asked is ContextAttention.RING else 1)
     if asked is ContextAttention.ULYSSES and not _heads_divide(model, mesh):

@@ -20,7 +20,6 @@ def choose(lengths, asked="auto", model=MODEL, **parallel):
 @pytest.mark.parametrize(
     ("lengths", "parallel", "method", "reason"),
     [
-        ([128], {}, "all_gather", "rows lie on one device"),
         ([16384], {"context": 8}, "ring", "2048 tokens a device × 8 / 2 heads = 8192, at least"),
         ([8192], {"context": 8}, "ulysses", "= 4096, under 8192; 8 heads divide by 8"),
         ([8200], {"context": 8}, "ulysses", "length 8200 does not divide into 2 × 8 chunks"),
