@@ -86,6 +86,7 @@ class Layout:
 
 
 ACCUMULATED = ("train.accumulation=2",)
+RING = ("parallel.context_attention=ring",)
 LAYOUTS = [
     Layout({"replica": 8}),
     Layout({"fsdp": 8}),
@@ -95,6 +96,15 @@ LAYOUTS = [
     Layout({"replica": 2, "tensor": 4}),
     Layout({"replica": 2, "fsdp": 2, "tensor": 2}),
     Layout({"replica": 2, "fsdp": 2, "tensor": 2}, overrides=ACCUMULATED),
+    Layout({"context": 8}, overrides=RING),
+    Layout({"fsdp": 2, "context": 4}, overrides=RING),
+    Layout({"fsdp": 4, "context": 2}, overrides=(*RING, *ACCUMULATED)),
+    Layout({"context": 4, "tensor": 2}, overrides=RING),
+    Layout({"replica": 2, "context": 4}, overrides=("parallel.context_attention=ulysses",)),
+    Layout({"replica": 2, "fsdp": 2, "context": 2}, overrides=RING),
+    Layout(
+        {"fsdp": 2, "context": 2, "tensor": 2}, overrides=("parallel.context_attention=all_gather",)
+    ),
 ]
 
 
@@ -193,7 +203,7 @@ class _Trainer:
         config = _config(layout, precision)
         devices = jax.devices()[: int(np.prod([1, *layout.sizes.values()]))]
         self.mesh = make_mesh(config.parallel, devices)
-        self.model = define(config.model, execution_of(config))
+        self.model = define(config.model, execution_of(config, self.mesh))
         optimizer = optimizer or make_optimizer(config.optimizer, self.model.parameters)
         step = make_train_step(
             self.model,

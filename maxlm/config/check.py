@@ -301,6 +301,7 @@ def _check_effect(config: RunConfig, explicit: Set[str]) -> Iterator[Problem]:
             schedule.kind is ScheduleKind.COSINE,
             "schedule.kind is cosine",
         ),
+        "parallel.context_attention": (config.parallel.context == 1, "parallel.context is 1"),
         "model.rope_theta": (
             model.positions is not PositionKind.ROPE,
             f"model.positions is {model.positions}",

@@ -92,6 +92,15 @@ class Rematerialization(StrEnum):
     FULL = "full"
 
 
+class ContextAttention(StrEnum):
+    """How attention brings the tokens of a row together that lie over several devices."""
+
+    AUTO = "auto"
+    RING = "ring"
+    ALL_GATHER = "all_gather"
+    ULYSSES = "ulysses"
+
+
 class OptimizerKind(StrEnum):
     """Who updates the blocks' matrices."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maxlm.config.choices import MLPKind, PositionKind
-from maxlm.config.schema import DataConfig, ModelConfig
+from maxlm.config.schema import DataConfig, ModelConfig, RunConfig
 from maxlm.errors import ConfigError
 
 
@@ -23,6 +23,13 @@ class Derived:
 def longest_length(data: DataConfig) -> int:
     """The longest example of the run, in tokens."""
     return max([data.length, *(phase.length or 0 for phase in data.phases)])
+
+
+def row_lengths(config: RunConfig) -> set[int]:
+    """Tokens of a row in every phase and evaluation set of a run."""
+    given = [phase.length for phase in config.data.phases] or [None]
+    given += [one.length for one in config.eval.sets.values()]
+    return {length or config.data.length for length in given}
 
 
 def resolve_model(model: ModelConfig, *, vocab_size: int, length: int) -> ModelConfig:

@@ -13,6 +13,7 @@ from maxlm.config.choices import (
     Activation,
     AttentionSpan,
     BiasKind,
+    ContextAttention,
     MatrixInit,
     MLPKind,
     NormKind,
@@ -188,6 +189,10 @@ class ParallelConfig(Section):
         1, ge=-1, description="Experts split; outside of them, data parallel as fsdp."
     )
     tensor: int = Field(1, ge=-1, description="Heads, MLP and vocabulary sharded.")
+    context_attention: ContextAttention = Field(
+        ContextAttention.AUTO,
+        description="Attention where a sequence's tokens are split: ring, ulysses (all-to-all to heads), all_gather (simple), or auto, by the rule in docs/context.md.",
+    )
     cpu_devices: int | None = Field(
         None, ge=1, description="On a CPU: host devices to split the cores into; derived: 1."
     )

@@ -4,10 +4,11 @@ In: the hidden states, the output table, targets and weights; out: sums of the l
 computed chunk by chunk in the forward pass, while a chunk's logits exist, so that they are neither
 stored nor computed twice (as in Liger, arXiv:2410.10989).
 
-Inside, tokens are laid out as `[shards, tokens of a shard]` and the table's gradient is summed per
-shard, `[shards, V, D]`: one shard lies on one device, so a chunk needs no collective for it, and the
-shards are added once, after the last chunk. Summed over all tokens at once, XLA would all-reduce the
-whole table's gradient in every chunk.
+Inside, tokens are laid out as `[shards, tokens of a shard]`, a shard being the tokens that lie on one
+device (some rows, and of these some tokens), so that none moves. The table's gradient is summed per
+shard, `[shards, V, D]`: a chunk needs no collective for it, and the shards are added once, after the
+last chunk. Summed over all tokens at once, XLA would all-reduce the whole table's gradient in every
+chunk.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maxlm.parallel.axes import batch_shards, constrain
+from maxlm.parallel.axes import batch_shards, constrain, length_shards
 
 
 class LossSums(NamedTuple):
@@ -57,26 +58,35 @@ def cross_entropy(
         vocab_size: logits from here on are masked.
         logit_cap: soft cap of the logits.
         z_loss: weight of log²Z (PaLM, arXiv:2204.02311), which keeps the normaliser near 1.
-        chunk: tokens of a shard of the batch whose logits exist at once; None: all. Rounded down
-            so that chunks divide the shard.
+        chunk: tokens of a shard whose logits exist at once; None: all. Rounded down so that chunks
+            divide the shard.
 
     Returns:
         LossSums, in float32 (float64 when `hidden` is).
     """
-    shards = batch_shards(hidden.shape[0])
+    shards = batch_shards(targets.shape[0]) * length_shards(targets.shape[1])
     tokens = targets.size // shards
     wanted = -(-tokens // chunk) if chunk else 1
     chunks = next(n for n in range(wanted, tokens + 1) if tokens % n == 0)
     options = _Options(vocab_size, logit_cap, z_loss, chunks)
     weights = weights.astype(jnp.promote_types(hidden.dtype, jnp.float32))
     total, nll = _summed_loss(
-        hidden.reshape(shards, tokens, -1),
+        _by_shard(hidden),
         table.astype(hidden.dtype),
-        targets.reshape(shards, tokens),
-        weights.reshape(shards, tokens),
+        _by_shard(targets),
+        _by_shard(weights),
         options,
     )
     return LossSums(total, jax.lax.stop_gradient(nll), weights.sum())
+
+
+def _by_shard(array: jax.Array) -> jax.Array:
+    """`[B, T, …]` → `[shards, tokens of a shard, …]`, each token staying where it is."""
+    (batch, length, *rest) = array.shape
+    rows, parts = batch_shards(batch), length_shards(length)
+    split = array.reshape(rows, batch // rows, parts, length // parts, *rest).swapaxes(1, 2)
+    whole = split.reshape(rows * parts, batch * length // (rows * parts), *rest)
+    return constrain(whole, "token_shards", "tokens", *["activation"] * len(rest))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -109,7 +119,7 @@ def _forward(
         return (total_sum + total, nll_sum + nll, table_grad), hidden_grad
 
     table_grad = jnp.zeros((hidden.shape[0], *table.shape), wide)
-    start = (*_zero_sums(weights), constrain(table_grad, "batch", "vocab", "activation"))
+    start = (*_zero_sums(weights), constrain(table_grad, "token_shards", "vocab", "activation"))
     chunked = (hidden, targets, weights)
     (total, nll, table_grad), hidden_grad = _over_chunks(one, start, chunked, options.chunks)
     table_grad = constrain(table_grad.sum(0).astype(table.dtype), "vocab", "embed")
@@ -138,7 +148,7 @@ def _chunk_loss(
     """Loss and nll sums `[shards]` and the loss's gradient by the logits `[shards, T', V]`."""
     wide = weights.dtype
     logits = jnp.einsum("std,vd->stv", hidden, table, preferred_element_type=wide)
-    logits = constrain(logits, "batch", "length", "vocab")
+    logits = constrain(logits, "token_shards", "tokens", "vocab")
     cap = options.logit_cap
     if cap is not None:
         logits = cap * jnp.tanh(logits / cap)
@@ -168,7 +178,7 @@ def _gathered(table: jax.Array) -> jax.Array:
 
 
 def _zero_sums(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    zeros = constrain(jnp.zeros(len(weights), weights.dtype), "batch")
+    zeros = constrain(jnp.zeros(len(weights), weights.dtype), "token_shards")
     return zeros, zeros
 
 

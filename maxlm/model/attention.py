@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maxlm.config.choices import ContextAttention
 from maxlm.config.schema import AttentionSpan, BiasKind, ModelConfig
 from maxlm.kernels.attention import attention, reference_attention
+from maxlm.kernels.context.attention import context_attention
 from maxlm.kernels.linear import linear
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer, Kind, declare, zeros
 from maxlm.model.rope import apply_rope
-from maxlm.parallel.axes import constrain
+from maxlm.parallel.axes import constrain, length_shards
 
 
 class Cache(NamedTuple):
@@ -31,6 +33,7 @@ class Context(NamedTuple):
     rope: tuple[jax.Array, jax.Array] | None  # cosines and sines, each [B, T, 1, C/2]
     key_segments: jax.Array  # [B, S]; the same as segment_ids without a cache
     offset: jax.Array | int  # index of the first current token in the cache; 0 without one
+    method: ContextAttention = ContextAttention.ALL_GATHER  # where T lies over several devices
 
 
 class Projection(nnx.Module):
@@ -130,8 +133,12 @@ class Attention(nnx.Module):
         if context.rope is not None:
             query, key = apply_rope(query, *context.rope), apply_rope(key, *context.rope)
         features: dict[str, Any] = {"window": self.window, "logit_cap": self.logit_cap}
-        if cache is None:
-            segments = context.segment_ids
+        segments = context.segment_ids
+        if cache is None and length_shards(x.shape[1]) > 1:
+            out = context_attention(
+                query, key, value, segment_ids=segments, method=context.method, **features
+            )
+        elif cache is None:
             out = attention(query, key, value, segment_ids=segments, **features)
         else:
             start = (0, context.offset, 0, 0)
@@ -144,7 +151,7 @@ class Attention(nnx.Module):
                 query,
                 key,
                 value,
-                query_segments=context.segment_ids,
+                query_segments=segments,
                 key_segments=context.key_segments,
                 query_offset=context.offset,
                 **features,

@@ -17,10 +17,12 @@ from flax import nnx
 from maxlm.batch import Batch
 from maxlm.config.schema import (
     AttentionSpan,
+    ContextAttention,
     ModelConfig,
     PositionKind,
     Rematerialization,
 )
+from maxlm.kernels.context.order import from_zigzag, to_zigzag
 from maxlm.kernels.cross_entropy import LossSums, cross_entropy
 from maxlm.model.attention import Cache, Context
 from maxlm.model.block import Block
@@ -28,6 +30,7 @@ from maxlm.model.lookup import lookup
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer, Kind, declare, normal, padded_rows
 from maxlm.model.rope import rope_angles
+from maxlm.parallel.axes import length_shards
 
 _POLICIES = {
     Rematerialization.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -45,6 +48,7 @@ class Execution:
         rematerialization: what the backward pass computes again.
         scan_unroll: groups of blocks per scan iteration.
         loss_chunk: tokens of a device whose logits exist at once; None: all.
+        context_attention: how attention works where rows lie over several devices.
     """
 
     compute_dtype: Any = jnp.float32
@@ -52,6 +56,7 @@ class Execution:
     rematerialization: Rematerialization = Rematerialization.NONE
     scan_unroll: int = 1
     loss_chunk: int | None = None
+    context_attention: ContextAttention = ContextAttention.ALL_GATHER
 
 
 class Segment(nnx.Module):
@@ -138,8 +143,9 @@ class Decoder(nnx.Module):
     def loss(self, batch: Batch, *, z_loss: float = 0.0) -> LossSums:
         """Sums over a batch of the loss and of its weights, without materialised logits."""
         assert self.config.vocab_size
-        context = Context(batch.segment_ids, self._rope(batch.positions), batch.segment_ids, 0)
-        hidden, _ = self._hidden(batch.tokens, batch.positions, context, None)
+        if self._is_zigzag(batch):
+            batch = to_zigzag(batch)
+        hidden, _ = self._hidden(batch.tokens, batch.positions, self._context(batch), None)
         return cross_entropy(
             hidden,
             self._output_table(),
@@ -153,9 +159,11 @@ class Decoder(nnx.Module):
 
     def logits(self, batch: Batch) -> jax.Array:
         """Logits `[B, T, vocab_size]` in float32, of every token (for tests and small models)."""
-        context = Context(batch.segment_ids, self._rope(batch.positions), batch.segment_ids, 0)
-        hidden, _ = self._hidden(batch.tokens, batch.positions, context, None)
-        return self._logits(hidden)
+        zigzag = self._is_zigzag(batch)
+        if zigzag:
+            batch = to_zigzag(batch)
+        hidden, _ = self._hidden(batch.tokens, batch.positions, self._context(batch), None)
+        return self._logits(from_zigzag(hidden) if zigzag else hidden)
 
     def extend(
         self,
@@ -195,6 +203,15 @@ class Decoder(nnx.Module):
             return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
         return [[empty(s.repeats) for _ in s.blocks] for s in self.segments]
+
+    def _is_zigzag(self, batch: Batch) -> bool:
+        """Whether tokens lie in another order inside the model, see `kernels/context/order.py`."""
+        ring = self.execution.context_attention is ContextAttention.RING
+        return ring and length_shards(batch.tokens.shape[1]) > 1
+
+    def _context(self, batch: Batch) -> Context:
+        segments, rope = batch.segment_ids, self._rope(batch.positions)
+        return Context(segments, rope, segments, 0, self.execution.context_attention)
 
     def _hidden(
         self,

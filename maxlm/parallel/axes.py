@@ -22,6 +22,8 @@ from maxlm.errors import ParallelError
 TABLE: dict[str, tuple[str, ...]] = {
     "batch": DATA_AXES,
     "length": ("context",),
+    "token_shards": (*DATA_AXES, "context"),  # tokens by the device that holds them …
+    "tokens": (),  # … and those of one device
     "embed": ("fsdp", "expert", "context"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -36,6 +38,9 @@ TABLE: dict[str, tuple[str, ...]] = {
     "replica_batch": ("replica",),
     "data_embed": ("fsdp", "expert"),
 }
+
+# Over what the tokens of a row lie, for collectives inside `shard_map`.
+LENGTH_AXES = TABLE["length"]
 
 
 def partition_spec(axes: tuple[str, ...]) -> P:
@@ -75,9 +80,18 @@ def batch_shards(batch_size: int) -> int:
 
     Inside `sum_over_replicas` the batch is a replica's own.
     """
+    return _shards("batch", batch_size)
+
+
+def length_shards(length: int) -> int:
+    """Over how many devices the tokens of a row are split, as `batch_shards` tells it of rows."""
+    return _shards("length", length)
+
+
+def _shards(axis: str, size: int) -> int:
     mesh = jax.sharding.get_abstract_mesh()
-    shards = 1 if mesh.empty or mesh.manual_axes else shard_count(mesh, TABLE["batch"])
-    return shards if batch_size % shards == 0 else 1
+    shards = 1 if mesh.empty or mesh.manual_axes else shard_count(mesh, TABLE[axis])
+    return shards if size % shards == 0 else 1
 
 
 def constrain(array: jax.Array, *axes: str) -> jax.Array:

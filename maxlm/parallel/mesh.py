@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from maxlm.config.mesh_axes import MESH_AXES, product_of
 from maxlm.config.schema import ParallelConfig
@@ -117,6 +117,26 @@ def check_batch(batch_size: int, mesh: Mesh, *, accumulation: int = 1) -> None:
         raise ParallelError(
             f"global batch {batch_size} does not divide over {shards} shards "
             f"({product}{micro}): nearest are {nearest}"
+        )
+
+
+def check_length(length: int, mesh: Mesh | AbstractMesh, *, chunks: int = 1) -> None:
+    """Raise ParallelError when rows do not divide over the context axis.
+
+    Args:
+        length: tokens of a row.
+        mesh: the mesh.
+        chunks: equal parts of a row that every device holds (ring attention: 2).
+    """
+    shards = shard_count(mesh, TABLE["length"])
+    parts = shards * chunks if shards > 1 else 1
+    if length % parts:
+        below = length // parts * parts
+        nearest = f"{below} and {below + parts}" if below else f"{parts}"
+        product = product_of(mesh.shape, axes=TABLE["length"])
+        each = f" × {chunks} chunks a device, which ring attention balances" if chunks > 1 else ""
+        raise ParallelError(
+            f"length {length} does not divide by {parts} ({product}{each}): nearest are {nearest}"
         )
 
 

@@ -50,7 +50,7 @@ def load(reference: str, overrides: list[str] | None = None) -> TrainedModel:
     config = as_started(load_config(folder.config, overrides or []))
     set_up_jax(config)
     mesh = _mesh(config, asked=any(o.startswith("parallel.") for o in overrides or []))
-    model = define(config.model, execution_of(config))
+    model = define(config.model, execution_of(config, mesh))
     average = config.optimizer.average_decay is not None
     kind = "average" if average else "params"
     with jax.set_mesh(mesh):

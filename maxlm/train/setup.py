@@ -21,16 +21,17 @@ from jax.sharding import Mesh
 
 from maxlm import __version__, storage
 from maxlm.config.derive import Facts, Resolved, resolve
-from maxlm.config.derive_model import Derived, longest_length, resolve_model
+from maxlm.config.derive_model import Derived, longest_length, resolve_model, row_lengths
 from maxlm.config.dump import to_yaml
 from maxlm.config.meaning import keep_derived, meaning_diff
-from maxlm.config.schema import Precision, RunConfig
+from maxlm.config.schema import ContextAttention, Precision, RunConfig
 from maxlm.data.loader import Loader, Source
 from maxlm.data.open_sources import open_sources
 from maxlm.data.phases import Timeline
 from maxlm.data.store import TokenStore
 from maxlm.data.tokenizers import Tokenizer
 from maxlm.errors import CheckpointError, ConfigError
+from maxlm.kernels.context.choose import choose_context_attention
 from maxlm.model.count import count_non_embedding_parameters, count_parameters
 from maxlm.model.decoder import Execution
 from maxlm.model.definition import ModelDefinition, Params, define
@@ -242,7 +243,7 @@ def prepare(
     )
     for phase in loader.timeline.phases:
         check_batch(phase.batch_size, mesh, accumulation=config.train.accumulation)
-    model = define(config.model, execution_of(config))
+    model = define(config.model, execution_of(config, mesh, message))
     model.shardings(mesh)
     require_same_data(config, loader, tokenizer.hash)
     _take_folder(folder, config, tokenizer, new=saved is None)
@@ -313,16 +314,33 @@ def set_up_jax(config: RunConfig) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def execution_of(config: RunConfig) -> Execution:
-    """How the model of a resolved config is computed."""
+def execution_of(
+    config: RunConfig, mesh: Mesh | None = None, message: Message = lambda text: None
+) -> Execution:
+    """How the model of a resolved config is computed.
+
+    Args:
+        config: resolved.
+        mesh: what rows and heads have to divide over; None: nothing that a mesh decides is asked.
+        message: told what was chosen and why.
+
+    Raises:
+        ParallelError: rows do not divide over the mesh, or attention cannot be done as asked for.
+    """
     wide = config.train.precision is Precision.FLOAT64
     assert config.train.precision
+    method = ContextAttention.ALL_GATHER  # right on every mesh
+    if mesh is not None and mesh.shape["context"] > 1:
+        asked, lengths = config.parallel.context_attention, row_lengths(config)
+        method, reason = choose_context_attention(asked, config.model, mesh, lengths)
+        message(f"attention over context {mesh.shape['context']}: {method} ({reason})")
     return Execution(
         compute_dtype=jnp.dtype(config.train.precision.value),
         param_dtype=jnp.float64 if wide else jnp.float32,
         rematerialization=config.parallel.rematerialization,
         scan_unroll=config.parallel.scan_unroll or 1,
         loss_chunk=config.train.loss_chunk,
+        context_attention=method,
     )
 
 

@@ -49,6 +49,7 @@ MISFITS = {
     "source name": (["data.mixture={a b: {store: x}}"], "the name 'a b' may have only letters"),
     "idle muon rate": (["optimizer.muon_learning_rate=0.1"], "has no effect, because optimizer.kind is adamw"),
     "idle decay": (["schedule.kind=cosine", "schedule.decay_fraction=0.1"], "has no effect, because schedule.kind is cosine"),
+    "idle context attention": (["parallel.context_attention=ring"], "has no effect, because parallel.context is 1"),
     "idle theta": (["model.positions=none", "model.rope_theta=5"], "has no effect, because model.positions is none"),
 }  # fmt: skip
 

@@ -1,0 +1,68 @@
+"""Causal attention whose rows lie over the mesh's context axis: what the model calls there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+
+from maxlm.config.choices import ContextAttention
+from maxlm.kernels.context.all_gather import all_gather_attention
+from maxlm.kernels.context.blocks import Features
+from maxlm.kernels.context.ring import ring_attention
+from maxlm.kernels.context.ulysses import ulysses_attention
+from maxlm.parallel.axes import partition_spec
+
+_METHODS: dict[ContextAttention, Callable[..., jax.Array]] = {
+    ContextAttention.RING: ring_attention,
+    ContextAttention.ALL_GATHER: all_gather_attention,
+    ContextAttention.ULYSSES: ulysses_attention,
+}
+
+
+def context_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    segment_ids: jax.Array,
+    method: ContextAttention,
+    window: int | None = None,
+    logit_cap: float | None = None,
+) -> jax.Array:
+    """Self-attention of rows that lie over several devices of the mesh that is set.
+
+    Args:
+        query: `[B, T, H, C]`.
+        key: `[B, T, K, C]`, where H is a multiple of K.
+        value: `[B, T, K, C]`.
+        segment_ids: `[B, T]` int32.
+        method: how; for `ring` the tokens lie in zigzag order, else in their own.
+        window: how many keys a query sees, itself included; None: all before it.
+        logit_cap: soft cap of the scores.
+
+    Returns:
+        `[B, T, H, C]`, in the query's dtype, in the order of the queries.
+    """
+    attend = partial(_METHODS[method], Features(window, logit_cap))
+
+    def on_device(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+        batch, length, heads, width = q.shape
+        grouped = (q * width**-0.5).reshape(batch, length, k.shape[2], heads // k.shape[2], width)
+        return attend(grouped, k, v, segments).reshape(q.shape)
+
+    queries = partition_spec(("batch", "length", "heads", "head_dim"))
+    keys = partition_spec(("batch", "length", "kv_heads", "head_dim"))
+    tokens = partition_spec(("batch", "length"))
+    mesh = jax.sharding.get_abstract_mesh()
+    # That copies are equal over the other axes is true by construction, which the check can't see.
+    mapped = jax.shard_map(
+        on_device,
+        in_specs=(queries, keys, keys, tokens),
+        out_specs=queries,
+        axis_names=set(mesh.axis_names) - set(mesh.manual_axes),
+        check_vma=False,
+    )
+    with jax.named_scope("context_attention"):
+        return mapped(query, key, value, segment_ids)
