@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 400  # more than are ever taken
 CONFIG = {
-    "model": {"num_layers": 2, "embed_dim": 32, "num_heads": 4},
+    "model": {"num_layers": 1, "embed_dim": 16, "num_heads": 4},
     "train": {"duration": f"{STEPS} steps"},
     "checkpoint": {"every": "5 steps"},
     "eval": {"every": "10 steps", "prompts": ["ROMEO:"], "sample_tokens": 3},
