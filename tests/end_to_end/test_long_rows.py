@@ -11,7 +11,6 @@ from tests.small_run import (
     write_text_store,
 )
 
-
 pytestmark = pytest.mark.slow  # compiles training, evaluation and sampling twice
 
 
