@@ -1,4 +1,4 @@
-"""A run whose rows lie over several devices: trained, evaluated, sampled and resumed as on one."""
+"""A run whose rows lie over several devices: trained, evaluated and sampled as on one."""
 
 import pytest
 
@@ -10,6 +10,8 @@ from tests.small_run import (
     write_quick_config,
     write_text_store,
 )
+
+pytestmark = pytest.mark.slow  # compiles training, evaluation and sampling twice
 
 
 @pytest.fixture(scope="module")
