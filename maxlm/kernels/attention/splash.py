@@ -94,12 +94,15 @@ def _kernel(
 ) -> Any:
     """The kernel of a shape, with the description of its mask."""
     # Imported here: Pallas takes half a second, which nothing but a TPU needs.
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as info
 
     if window is None or window >= length:
-        mask: Any = splash.CausalMask((length, length))
+        mask: Any = masks.CausalMask((length, length))
     else:
-        mask = splash.LocalMask((length, length), (window - 1, 0), 0)
+        mask = masks.LocalMask((length, length), (window - 1, 0), 0)
+    mask = masks.MultiHeadMask([mask] * heads)
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -110,14 +113,21 @@ def _kernel(
         block_q_dq=block,
         block_kv_dq=block,
     )
-    # The mask's tables must be arrays and not tracers, for the next trace uses them too.
-    with jax.ensure_compile_time_eval():
-        return splash.make_splash_mha(
-            splash.MultiHeadMask([mask] * heads),
-            block_sizes=sizes,
-            head_shards=1,
-            q_seq_shards=1,
-            attn_logits_soft_cap=logit_cap,
-            residual_checkpoint_name="attention_out",
-            interpret=interpret,
-        )
+    # `make_splash_mha` does the same and puts the mask's tables on a device: there is none where a
+    # program is compiled for a described machine, and inside a trace they could not be kept.
+    shards = {"head_shards": 1, "q_seq_shards": 1}
+    table, function = info.process_mask(mask, (block, block), **shards)
+    table_dkv, _ = info.process_mask_dkv(mask, (block, block), **shards)
+    return splash.SplashAttentionKernel(
+        table,
+        table,
+        table_dkv,
+        block_sizes=sizes,
+        is_mqa=False,
+        save_residuals=False,
+        mask_value=splash.DEFAULT_MASK_VALUE,
+        attn_logits_soft_cap=logit_cap,
+        residual_checkpoint_name="attention_out",
+        mask_function=function,
+        interpret=interpret,
+    )

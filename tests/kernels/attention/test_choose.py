@@ -8,9 +8,7 @@ from maxlm.errors import ParallelError
 from maxlm.kernels.attention.choose import FEATURES, PREFERENCE, choose
 from maxlm.kernels.attention.features import AttentionCall, Hardware, hardware_of
 
-LLAMA = AttentionCall(
-    length=4096, num_heads=32, num_kv_heads=8, head_dim=128, dtype="bfloat16"
-)
+LLAMA = AttentionCall(length=4096, num_heads=32, num_kv_heads=8, head_dim=128, dtype="bfloat16")
 TPU = Hardware("tpu", "TPU v5p")
 HOPPER = Hardware("gpu", "NVIDIA H100 80GB HBM3", 9.0)
 AMPERE = Hardware("gpu", "NVIDIA A100-SXM4-80GB", 8.0)

@@ -48,7 +48,7 @@ class SimulatedCudnn:
         self.calls = 0
 
     def forward(self, query, key, value, packed, *, window):
-        batch, length, heads, _ = query.shape
+        _, length, heads, _ = query.shape
         stats = jax.ShapeDtypeStruct((packed.lengths.size, heads, length), jnp.float32)
 
         def run(query, key, value, packed):
@@ -74,7 +74,9 @@ class SimulatedCudnn:
             groups = heads // key.shape[2]
             grads = [np.zeros(x.size, x.dtype) for x in (query, key, value)]
             for n, q_at, k_at in _documents(*places):
-                q, do, o = (_tokens(x.ravel(), q_at, n, (heads, width)) for x in (query, d_out, out))
+                q, do, o = (
+                    _tokens(x.ravel(), q_at, n, (heads, width)) for x in (query, d_out, out)
+                )
                 k, v = (_tokens(x.ravel(), k_at, n, x.shape[2:]) for x in (key, value))
                 weights, _ = _weights(q, k, window)
                 k, v = (np.repeat(x, groups, axis=1) for x in (k, v))
@@ -86,7 +88,9 @@ class SimulatedCudnn:
                 d_q = np.einsum("hqk,khc->qhc", d_scores, k)
                 for grad, at, x in zip(grads, (q_at, k_at, k_at), (d_q, d_k, d_v), strict=True):
                     _tokens(grad, at, n, x.shape[1:])[:] = x
-            return tuple(g.reshape(x.shape) for g, x in zip(grads, (query, key, value), strict=True))
+            return tuple(
+                g.reshape(x.shape) for g, x in zip(grads, (query, key, value), strict=True)
+            )
 
         return jax.pure_callback(run, (query, key, value), query, key, value, out, d_out, packed)
 

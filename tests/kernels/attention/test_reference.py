@@ -65,9 +65,7 @@ def test_gradients_do_not_cross_documents():
     segments = jnp.asarray([[1] * 5 + [2] * 5])
 
     def second_document(key, value):
-        out = reference_attention(
-            query, key, value, query_segments=segments, key_segments=segments
-        )
+        out = reference_attention(query, key, value, query_segments=segments, key_segments=segments)
         return (out[:, 5:] ** 2).sum()
 
     for grad in jax.grad(second_document, (0, 1))(key, value):
