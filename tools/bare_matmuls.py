@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from maxlm.config.schema import MLPKind, ModelConfig
-from maxlm.kernels.attention import BLOCK
+from maxlm.kernels.attention.parts import block_size
 from maxlm.model.decoder import padded_vocab
 
 
@@ -75,7 +75,7 @@ def _inputs(config: ModelConfig, rows: int, length: int) -> dict[str, jax.Array]
         arrays[f"x {width}"] = normal(rows * length, width)
     for name in "qkv":
         arrays[name] = normal(rows, config.num_heads, length, config.head_dim)
-    arrays["p"] = normal(rows, config.num_heads, min(BLOCK, length), length)
+    arrays["p"] = normal(rows, config.num_heads, min(block_size(length), length), length)
     return arrays
 
 
@@ -99,9 +99,9 @@ def _three(x: jax.Array, weight: jax.Array, dy: jax.Array) -> list[jax.Array]:
 
 def _attention(arrays: dict[str, jax.Array], length: int, scale: float) -> list[jax.Array]:
     query, key, value = (arrays[name] * scale for name in "qkv")
-    out = []
-    for start in range(0, length, BLOCK):
-        stop = min(start + BLOCK, length)
+    out, block = [], block_size(length)
+    for start in range(0, length, block):
+        stop = min(start + block, length)
         q, k, v = query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop]
         p = arrays["p"][:, :, : stop - start, :stop]
         out += [

@@ -101,6 +101,16 @@ class ContextAttention(StrEnum):
     ULYSSES = "ulysses"
 
 
+class AttentionKernel(StrEnum):
+    """Who computes attention."""
+
+    AUTO = "auto"
+    REFERENCE = "reference"
+    CHUNKED = "chunked"
+    SPLASH = "splash"
+    CUDNN = "cudnn"
+
+
 class OptimizerKind(StrEnum):
     """Who updates the blocks' matrices."""
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from maxlm.config.choices import (
     Activation,
+    AttentionKernel,
     AttentionSpan,
     BiasKind,
     ContextAttention,
@@ -199,6 +200,10 @@ class ParallelConfig(Section):
     rematerialization: Rematerialization = Field(
         Rematerialization.NONE,
         description="What the backward pass computes again: none, dots (all but matmuls) or full (all but each block's input).",
+    )
+    attention: AttentionKernel = Field(
+        AttentionKernel.AUTO,
+        description="Who computes attention: auto (the best that the hardware and the shape allow), reference, chunked, splash (TPU) or cudnn (NVIDIA).",
     )
     compiler_options: dict[str, str | int | float | bool] = Field(
         {},

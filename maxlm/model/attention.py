@@ -10,7 +10,8 @@ from flax import nnx
 
 from maxlm.config.choices import ContextAttention
 from maxlm.config.schema import AttentionSpan, BiasKind, ModelConfig
-from maxlm.kernels.attention import attention, reference_attention
+from maxlm.kernels.attention.attend import AttentionSettings, attention
+from maxlm.kernels.attention.reference import reference_attention
 from maxlm.kernels.context.attention import context_attention
 from maxlm.kernels.linear import linear
 from maxlm.model.norm import Norm
@@ -34,6 +35,7 @@ class Context(NamedTuple):
     key_segments: jax.Array  # [B, S]; the same as segment_ids without a cache
     offset: jax.Array | int  # index of the first current token in the cache; 0 without one
     method: ContextAttention = ContextAttention.ALL_GATHER  # where T lies over several devices
+    settings: AttentionSettings = AttentionSettings()  # who computes attention
 
 
 class Projection(nnx.Module):
@@ -139,6 +141,7 @@ class Attention(nnx.Module):
                 query, key, value, segment_ids=segments, method=context.method, **features
             )
         elif cache is None:
+            features["settings"] = context.settings
             out = attention(query, key, value, segment_ids=segments, **features)
         else:
             start = (0, context.offset, 0, 0)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maxlm.batch import Batch
+from maxlm.config.choices import AttentionKernel
 from maxlm.config.schema import (
     AttentionSpan,
     ContextAttention,
@@ -22,6 +23,8 @@ from maxlm.config.schema import (
     PositionKind,
     Rematerialization,
 )
+from maxlm.kernels.attention.attend import AttentionSettings
+from maxlm.kernels.attention.features import Hardware
 from maxlm.kernels.context.order import from_zigzag, to_zigzag
 from maxlm.kernels.cross_entropy import LossSums, cross_entropy
 from maxlm.model.attention import Cache, Context
@@ -49,6 +52,8 @@ class Execution:
         scan_unroll: groups of blocks per scan iteration.
         loss_chunk: tokens of a device whose logits exist at once; None: all.
         context_attention: how attention works where rows lie over several devices.
+        attention: who computes attention.
+        hardware: what the program is compiled for; None: this machine's first device.
     """
 
     compute_dtype: Any = jnp.float32
@@ -57,6 +62,13 @@ class Execution:
     scan_unroll: int = 1
     loss_chunk: int | None = None
     context_attention: ContextAttention = ContextAttention.ALL_GATHER
+    attention: AttentionKernel = AttentionKernel.AUTO
+    hardware: Hardware | None = None
+
+    @property
+    def attention_settings(self) -> AttentionSettings:
+        """What decides who computes attention."""
+        return AttentionSettings(self.attention, self.hardware)
 
 
 class Segment(nnx.Module):
@@ -211,7 +223,9 @@ class Decoder(nnx.Module):
 
     def _context(self, batch: Batch) -> Context:
         segments, rope = batch.segment_ids, self._rope(batch.positions)
-        return Context(segments, rope, segments, 0, self.execution.context_attention)
+        run = self.execution
+        settings = run.attention_settings
+        return Context(segments, rope, segments, 0, run.context_attention, settings)
 
     def _hidden(
         self,

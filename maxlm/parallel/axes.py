@@ -5,7 +5,7 @@ Model code names logical axes only; where an array lies is decided here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -104,6 +104,63 @@ def constrain(array: jax.Array, *axes: str) -> jax.Array:
     if mesh.empty or mesh.size == 1 or mesh.manual_axes:
         return array
     return jax.lax.with_sharding_constraint(array, partition_spec(axes))
+
+
+def over_shards(
+    function: Callable[..., Any],
+    in_axes: Sequence[tuple[str | None, ...]],
+    out_axes: tuple[str | None, ...],
+) -> Callable[..., Any]:
+    """`function` on each device's shards of its arrays, which a kernel outside of XLA needs.
+
+    Args:
+        function: of arrays, to one array; it communicates with no other device.
+        in_axes: logical axes of each array's dims; None: the dim is whole on every device.
+        out_axes: those of the result.
+
+    Returns:
+        A function of the whole arrays. A batch that does not divide over its mesh axes is whole on
+        every device. Without a mesh, on one device, and where all axes are in the hands of a
+        `jax.shard_map` around this one, it is `function` itself.
+
+    Raises:
+        ParallelError: when called, another dim does not divide over its mesh axes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    free = [a for a in mesh.axis_names if a not in mesh.manual_axes and mesh.shape[a] > 1]
+    if not free:
+        return function
+
+    def mapped(*arrays: jax.Array) -> Any:
+        whole = set()
+        for array, axes in zip(arrays, in_axes, strict=True):
+            for size, axis in zip(array.shape, axes, strict=True):
+                shards = shard_count(mesh, _mesh_axes(axis, free))
+                if size % shards == 0:
+                    continue
+                if axis != "batch":
+                    raise ParallelError(
+                        f"a {axis} dim of {size} does not divide over {shards} shards "
+                        f"({product_of(mesh.shape, axes=_mesh_axes(axis, free))})"
+                    )
+                whole.add(axis)
+
+        def spec(axes: tuple[str | None, ...]) -> P:
+            return P(*(_mesh_axes(None if a in whole else a, free) or None for a in axes))
+
+        return jax.shard_map(
+            function,
+            in_specs=tuple(spec(axes) for axes in in_axes),
+            out_specs=spec(out_axes),
+            axis_names={a for a in mesh.axis_names if a not in mesh.manual_axes},
+            check_vma=False,  # a kernel's outputs say nothing about the axes along which they vary
+        )(*arrays)
+
+    return mapped
+
+
+def _mesh_axes(axis: str | None, among: list[str]) -> tuple[str, ...]:
+    return () if axis is None else tuple(a for a in TABLE[axis] if a in among)
 
 
 def sum_over_replicas(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from maxlm.config.choices import AttentionKernel
 from maxlm.config.load import load_config
 from maxlm.config.schema import ParallelConfig, RunConfig
 from maxlm.data.tokenizers import Tokenizer, load_tokenizer
@@ -49,8 +50,12 @@ def load(reference: str, overrides: list[str] | None = None) -> TrainedModel:
     folder, step = require_run(reference)
     config = as_started(load_config(folder.config, overrides or []))
     set_up_jax(config)
-    mesh = _mesh(config, asked=any(o.startswith("parallel.") for o in overrides or []))
-    model = define(config.model, execution_of(config, mesh))
+    asked = any(o.startswith("parallel.") for o in overrides or [])
+    mesh = _mesh(config, asked=asked)
+    execution = execution_of(config, mesh)
+    if not asked:  # what the run forced on its own hardware may not run on this
+        execution = replace(execution, attention=AttentionKernel.AUTO)
+    model = define(config.model, execution)
     average = config.optimizer.average_decay is not None
     kind = "average" if average else "params"
     with jax.set_mesh(mesh):

@@ -87,10 +87,16 @@ class Progress:
         """What runs, in a few aligned lines."""
         record = self._start
         model = (record.get("config") or {}).get("model") or {}
+        attention = record.get("attention") or {}
+        spans = len(set(attention.values()))
         rows = [
             ("model", _model_line(model, record)),
             ("data", _data_line(record.get("data") or {})),
             ("devices", _devices_line(record)),
+            *(
+                ("attention", choice if spans == 1 else f"{span}: {choice}")
+                for span, choice in attention.items()
+            ),
             ("training", _training_line(record)),
             ("saved in", self.folder),
             *(

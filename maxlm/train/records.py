@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from maxlm import __version__
+from maxlm.model.attention_choices import attention_choices
 from maxlm.model.count import MFU_FORMULA, count_parameters, train_flops_per_token
 from maxlm.parallel.device_peaks import peak_tflops
 from maxlm.train.clock import Clock
@@ -67,6 +68,9 @@ def start_record(run: Run, resumed_from: int | None) -> dict[str, Any]:
         "device_kind": devices[0].device_kind,
         "mesh": {axis: size for axis, size in run.mesh.shape.items() if size > 1},
         "processes": jax.process_count(),
+        "attention": attention_choices(
+            run.config.model, run.model.execution, step.length, run.mesh
+        ),
         "parameters": count_parameters(run.config.model),
         "flops_per_token": train_flops_per_token(run.config.model, step.length),
         "mfu_formula": MFU_FORMULA,

@@ -31,7 +31,9 @@ from maxlm.data.phases import Timeline
 from maxlm.data.store import TokenStore
 from maxlm.data.tokenizers import Tokenizer
 from maxlm.errors import CheckpointError, ConfigError
+from maxlm.kernels.attention.features import hardware_of
 from maxlm.kernels.context.choose import choose_context_attention
+from maxlm.model.attention_choices import attention_choices
 from maxlm.model.count import count_non_embedding_parameters, count_parameters
 from maxlm.model.decoder import Execution
 from maxlm.model.definition import ModelDefinition, Params, define
@@ -241,9 +243,11 @@ def prepare(
     loader = Loader(
         sources, config.data, batch_size=config.data.batch_size, total=config.train.duration
     )
+    execution = execution_of(config, mesh, message)
     for phase in loader.timeline.phases:
         check_batch(phase.batch_size, mesh, accumulation=config.train.accumulation)
-    model = define(config.model, execution_of(config, mesh, message))
+        attention_choices(config.model, execution, phase.length, mesh)
+    model = define(config.model, execution)
     model.shardings(mesh)
     require_same_data(config, loader, tokenizer.hash)
     _take_folder(folder, config, tokenizer, new=saved is None)
@@ -341,6 +345,9 @@ def execution_of(
         scan_unroll=config.parallel.scan_unroll or 1,
         loss_chunk=config.train.loss_chunk,
         context_attention=method,
+        attention=config.parallel.attention,
+        # The mesh's devices, not this machine's: they may only be described.
+        hardware=hardware_of(mesh.devices.flat[0]) if mesh is not None else None,
     )
 
 

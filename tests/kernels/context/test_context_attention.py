@@ -8,7 +8,7 @@ import pytest
 from maxlm.config.choices import ContextAttention
 from maxlm.config.schema import ParallelConfig
 from maxlm.errors import ParallelError
-from maxlm.kernels.attention import reference_attention
+from maxlm.kernels.attention.reference import reference_attention
 from maxlm.kernels.context import blocks
 from maxlm.kernels.context.attention import context_attention
 from maxlm.kernels.context.order import from_zigzag, to_zigzag

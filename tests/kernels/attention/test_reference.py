@@ -3,8 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxlm.kernels import attention as kernel
-from maxlm.kernels.attention import attention, reference_attention
+from maxlm.kernels.attention.reference import reference_attention
 
 
 def _loops(query, key, value, segments, window, cap):
@@ -44,28 +43,20 @@ def test_attention_equals_its_definition_on_packed_rows(kv_heads, window, cap):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("window", [None, 5, 40])
-@pytest.mark.parametrize("length", [8, 33, 64])
-def test_blocks_equal_the_whole_with_gradients(monkeypatch, window, length):
-    monkeypatch.setattr(kernel, "BLOCK", 8)
+def test_queries_after_a_cache_see_what_they_saw_in_the_whole():
     rng = np.random.default_rng(0)
-    query = jnp.asarray(rng.normal(size=(2, length, 4, 8)), jnp.float32)
-    key, value = jnp.asarray(rng.normal(size=(2, 2, length, 2, 8)), jnp.float32)
-    segments = jnp.asarray(np.sort(rng.integers(1, 4, (2, length)), axis=1))
-
-    def blocks(*arrays):
-        return attention(*arrays, segment_ids=segments, window=window)
-
-    def whole(*arrays):
-        return reference_attention(
-            *arrays, query_segments=segments, key_segments=segments, window=window
-        )
-
-    got, pullback = jax.vjp(blocks, query, key, value)
-    want, reference_pullback = jax.vjp(whole, query, key, value)
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
-    for ours, theirs in zip(pullback(got), reference_pullback(got), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    query, key, value = jnp.asarray(rng.normal(size=(3, 1, 10, 2, 4)), jnp.float32)
+    segments = jnp.ones((1, 10), jnp.int32)
+    whole = reference_attention(query, key, value, query_segments=segments, key_segments=segments)
+    last = reference_attention(
+        query[:, 7:],
+        key,
+        value,
+        query_segments=segments[:, 7:],
+        key_segments=segments,
+        query_offset=7,
+    )
+    np.testing.assert_allclose(last, whole[:, 7:], rtol=1e-6, atol=1e-6)
 
 
 def test_gradients_do_not_cross_documents():
@@ -74,7 +65,7 @@ def test_gradients_do_not_cross_documents():
     segments = jnp.asarray([[1] * 5 + [2] * 5])
 
     def second_document(key, value):
-        out = attention(query, key, value, segment_ids=segments)
+        out = reference_attention(query, key, value, query_segments=segments, key_segments=segments)
         return (out[:, 5:] ** 2).sum()
 
     for grad in jax.grad(second_document, (0, 1))(key, value):

@@ -1,0 +1,72 @@
+"""What attention is: causal, with segments, sliding windows, grouped queries and soft-cap.
+
+In: queries, keys, values and segment ids; out: the attended values. Every other implementation is
+tested against this one. It holds all scores at once; generation uses it too, where they are few.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def reference_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    query_segments: jax.Array,
+    key_segments: jax.Array,
+    query_offset: jax.Array | int = 0,
+    window: int | None = None,
+    logit_cap: float | None = None,
+) -> jax.Array:
+    """Scaled dot-product attention, softmax in float32.
+
+    Query `t` sees key `s` when `s <= t + query_offset`, both have the same segment, and with a
+    window also `s > t + query_offset - window`.
+
+    Args:
+        query: `[B, T, H, C]`.
+        key: `[B, S, K, C]`, where H is a multiple of K.
+        value: `[B, S, K, C]`.
+        query_segments: `[B, T]` int32; 0 is padding.
+        key_segments: `[B, S]` int32.
+        query_offset: index of the first query among the keys (the length of a cache).
+        window: how many keys a query sees, itself included; None: all before it.
+        logit_cap: soft cap `cap × tanh(logits / cap)` (Gemma 2, arXiv:2408.00118).
+
+    Returns:
+        `[B, T, H, C]`, in the query's dtype.
+    """
+    batch, length, num_heads, head_dim = query.shape
+    num_kv_heads = key.shape[2]
+    groups = num_heads // num_kv_heads
+    # Scaling the queries is cheaper than scaling the scores.
+    grouped = (query * head_dim**-0.5).reshape(batch, length, num_kv_heads, groups, head_dim)
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("btkgc,bskc->bkgts", grouped, key, preferred_element_type=wide)
+    if logit_cap is not None:
+        scores = logit_cap * jnp.tanh(scores / logit_cap)
+    mask = _mask(query_segments, key_segments, query_offset, window)
+    # A finite minimum keeps rows that see nothing (padding) free of NaN.
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(wide).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    out = jnp.einsum("bkgts,bskc->btkgc", weights, value)
+    return out.reshape(batch, length, num_heads, head_dim)
+
+
+def _mask(
+    query_segments: jax.Array,
+    key_segments: jax.Array,
+    query_offset: jax.Array | int,
+    window: int | None,
+) -> jax.Array:
+    """Which key each query sees, bool `[B, T, S]`."""
+    length, source = query_segments.shape[1], key_segments.shape[1]
+    query_index = jnp.arange(length)[:, None] + query_offset
+    key_index = jnp.arange(source)[None, :]
+    visible = key_index <= query_index  # [T, S]
+    if window is not None:
+        visible &= key_index > query_index - window
+    return visible & (query_segments[:, :, None] == key_segments[:, None, :])  # [B, T, S]

@@ -1,0 +1,133 @@
+"""TPU splash attention: a Pallas kernel that skips the blocks that causality and windows mask.
+
+In: one device's queries, keys, values and segment ids; out: the attended values, as
+`reference_attention` defines them. The kernel is `jax.experimental.pallas.ops.tpu.splash_attention`;
+here it gets its mask, its block sizes and scaled queries. XLA cannot divide it over devices, so
+`attend.attention` runs it inside `jax.shard_map`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import jax
+
+from maxlm.kernels.attention.features import Features
+
+FEATURES = Features(
+    platforms=("tpu",),
+    dtypes=("bfloat16", "float32"),
+    length_multiple=128,  # the lanes of a vector register
+    head_dim_multiple=64,
+    max_head_dim=256,
+)
+
+BLOCKS = (1024, 512, 256, 128)
+
+
+def splash_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    window: int | None = None,
+    logit_cap: float | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Self-attention of whole rows; arguments and result as in `attention`, on one device.
+
+    Kept for the backward pass and named `attention_out`, both: the output (as `[B, H, T, C]`) and
+    the log-sum-exp. The kernel takes one name for the two.
+
+    Args:
+        query: `[B, T, H, C]`; T a multiple of 128, C of 64.
+        key: `[B, T, K, C]`.
+        value: `[B, T, K, C]`.
+        segment_ids: `[B, T]` int32.
+        window: as in `attention`.
+        logit_cap: as in `attention`.
+        interpret: run on a CPU, slowly (for tests).
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
+    length, heads, head_dim = query.shape[1:]
+    block = block_size(length, window, head_dim * query.dtype.itemsize)
+    kernel = _kernel(length, heads, block, window, logit_cap, interpret)
+
+    def row(query: jax.Array, key: jax.Array, value: jax.Array, ids: jax.Array) -> jax.Array:
+        return kernel(query, key, value, segment_ids=SegmentIds(ids, ids))
+
+    query = query * head_dim**-0.5  # the kernel does not scale
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B, H or K, T, C]
+    return jax.vmap(row)(query, key, value, segment_ids).swapaxes(1, 2)
+
+
+def block_size(length: int, window: int | None, head_bytes: int) -> int:
+    """Queries and keys in a block: 1024 where the length, the window and the chip's memory allow.
+
+    By the compiler's schedules for v5p at head_dim 128, blocks of 1024 reach 0.62/0.96/0.97 of the
+    matrix unit's ideal in forward/dq/dkv, and blocks of 512 0.44/0.76/0.78: 1.3 times the time for
+    the same scores. A query block of a window of 512 goes over 2 blocks either way, so there 512
+    computes half the scores; at 1024 it is 3 against 2, which is even.
+
+    Args:
+        length: tokens of a row, a multiple of 128.
+        window: as in `attention`.
+        head_bytes: of one head of a token; blocks of 1024 float32 heads of 256 are
+            too large for v5p.
+    """
+    narrow = window is not None and window <= 512
+    largest = 512 if narrow or head_bytes > 512 else 1024
+    return next(b for b in BLOCKS if b <= largest and length % b == 0)
+
+
+@lru_cache(maxsize=64)
+def _kernel(
+    length: int,
+    heads: int,
+    block: int,
+    window: int | None,
+    logit_cap: float | None,
+    interpret: bool,
+) -> Any:
+    """The kernel of a shape, with the description of its mask."""
+    # Imported here: Pallas takes half a second, which nothing but a TPU needs.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as info
+
+    if window is None or window >= length:
+        mask: Any = masks.CausalMask((length, length))
+    else:
+        mask = masks.LocalMask((length, length), (window - 1, 0), 0)
+    mask = masks.MultiHeadMask([mask] * heads)
+    sizes = splash.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+    # `make_splash_mha` does the same and puts the mask's tables on a device: there is none where a
+    # program is compiled for a described machine, and inside a trace they could not be kept.
+    shards = {"head_shards": 1, "q_seq_shards": 1}
+    table, function = info.process_mask(mask, (block, block), **shards)
+    table_dkv, _ = info.process_mask_dkv(mask, (block, block), **shards)
+    return splash.SplashAttentionKernel(
+        table,
+        table,
+        table_dkv,
+        block_sizes=sizes,
+        is_mqa=False,
+        save_residuals=False,
+        mask_value=splash.DEFAULT_MASK_VALUE,
+        attn_logits_soft_cap=logit_cap,
+        residual_checkpoint_name="attention_out",
+        mask_function=function,
+        interpret=interpret,
+    )

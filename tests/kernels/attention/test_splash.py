@@ -1,0 +1,95 @@
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+
+from maxlm.config.choices import AttentionKernel
+from maxlm.config.mesh_axes import MESH_AXES
+from maxlm.config.schema import ParallelConfig
+from maxlm.kernels.attention import attend
+from maxlm.kernels.attention.attend import AttentionSettings, attention
+from maxlm.kernels.attention.features import Hardware, hardware_of
+from maxlm.kernels.attention.splash import block_size, splash_attention
+from maxlm.parallel.axes import partition_spec
+from maxlm.parallel.mesh import make_mesh
+from tests.kernels.attention.packed import FEATURES, assert_equal_with_gradients, packed_batch
+
+interpreted = partial(splash_attention, interpret=True)
+
+
+@pytest.mark.parametrize(("kv_heads", "window", "cap"), FEATURES)
+def test_equals_the_reference_on_packed_rows(kv_heads, window, cap):
+    batch = packed_batch(kv_heads=kv_heads)
+    function = partial(interpreted, window=window, logit_cap=cap)
+    assert_equal_with_gradients(function, batch, window=window, logit_cap=cap)
+
+
+def test_several_blocks_equal_the_reference_in_bfloat16():
+    query, key, value, segments = packed_batch(length=384, width=128, rows=[[130, 200, 54]])
+    narrow = [x.astype(jnp.bfloat16) for x in (query, key, value)]
+    assert block_size(384, None, 256) == 128
+    assert_equal_with_gradients(interpreted, (*narrow, segments), tolerance=0.02)
+
+
+def test_on_a_mesh_each_device_runs_it_on_its_rows_and_heads(monkeypatch):
+    monkeypatch.setitem(attend._IMPLEMENTATIONS, AttentionKernel.SPLASH, interpreted)
+    settings = AttentionSettings(hardware=Hardware("tpu"))
+    batch = packed_batch(rows=[[70, 186], [256], [1, 255], [100, 100]])
+    with jax.set_mesh(make_mesh(ParallelConfig(fsdp=2, expert=2, tensor=2))):
+
+        def sharded(query, key, value, segments):
+            return attention(query, key, value, segment_ids=segments, settings=settings)
+
+        assert_equal_with_gradients(sharded, batch)
+
+
+def test_blocks_follow_length_window_and_width():
+    assert [block_size(n, None, 256) for n in (128, 384, 1536, 4096)] == [128, 128, 512, 1024]
+    assert block_size(4096, 512, 256) == 512 and block_size(4096, 4096, 256) == 1024
+    assert block_size(4096, None, 1024) == 512
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_it_compiles_for_tpus_inside_a_sharded_program(topology):
+    pytest.importorskip("libtpu")
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    mesh = make_mesh(ParallelConfig(fsdp=2, tensor=2), list(devices))
+    assert mesh.axis_names == MESH_AXES
+    settings = AttentionSettings(hardware=hardware_of(devices[0]))
+
+    def array(*shape, axes, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(
+            shape, dtype, sharding=NamedSharding(mesh, partition_spec(axes))
+        )
+
+    def heads(count, axis):
+        return array(4, 512, count, 128, axes=("batch", "length", axis, "head_dim"))
+
+    # With its names saved, the forward kernel runs once.
+    names = jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse")
+
+    @partial(jax.checkpoint, policy=names)
+    def loss(query, key, value, segments):
+        features = {"window": 200, "logit_cap": 30.0, "settings": settings}
+        out = attention(query, key, value, segment_ids=segments, **features)
+        return (out.astype(jnp.float32) ** 2).sum()
+
+    arguments = (
+        heads(8, "heads"),
+        heads(4, "kv_heads"),
+        heads(4, "kv_heads"),
+        array(4, 512, axes=("batch", "length"), dtype=jnp.int32),
+    )
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arguments).compile()
+    text = compiled.as_text()
+    assert "all-gather" not in text  # rows and heads stay where they are
+    kernels = re.findall(r"^ *(?:ROOT )?%splash_mha_([a-z]+)_segmented\S* = ", text, re.MULTILINE)
+    assert sorted(kernels) == ["dkv", "dq", "fwd"]
+    assert np.isfinite(compiled.memory_analysis().temp_size_in_bytes)
