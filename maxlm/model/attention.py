@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.choices import ContextAttention
 from maxlm.config.schema import AttentionSpan, BiasKind, ModelConfig
@@ -132,6 +133,9 @@ class Attention(nnx.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if context.rope is not None:
             query, key = apply_rope(query, *context.rope), apply_rope(key, *context.rope)
+        # Named for the policies of rematerialization.py, as the kernel names its residuals.
+        query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
+        value = checkpoint_name(value, "value")
         features: dict[str, Any] = {"window": self.window, "logit_cap": self.logit_cap}
         segments = context.segment_ids
         if cache is None and length_shards(x.shape[1]) > 1:

@@ -35,6 +35,7 @@ from maxlm.kernels.context.choose import choose_context_attention
 from maxlm.model.count import count_non_embedding_parameters, count_parameters
 from maxlm.model.decoder import Execution
 from maxlm.model.definition import ModelDefinition, Params, define
+from maxlm.model.rematerialization import check_offload
 from maxlm.parallel.agreement import process_index
 from maxlm.parallel.mesh import check_batch, data_shards, make_mesh
 from maxlm.train.branch import branch_point, branched
@@ -243,6 +244,7 @@ def prepare(
     )
     for phase in loader.timeline.phases:
         check_batch(phase.batch_size, mesh, accumulation=config.train.accumulation)
+    check_offload(config.parallel.rematerialization, mesh)
     model = define(config.model, execution_of(config, mesh, message))
     model.shardings(mesh)
     require_same_data(config, loader, tokenizer.hash)
