@@ -44,6 +44,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x […, inputs]` to `[…, outputs]`."""
         y = functional.linear(x, self.weight.to(x.dtype))
         return y if self.bias is None else (y + self.bias).to(x.dtype)
 
@@ -59,6 +60,7 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(model["embed_dim"])) if has_bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise the last dim; keeps `x`'s dtype."""
         shape, wide = x.shape[-1:], x.float()
         if self.layer:
             y = functional.layer_norm(wide, shape, self.scale, self.bias, self.epsilon)
