@@ -44,8 +44,10 @@ class Block(nnx.Module):
         """Map the residual stream `x [B, T, D]` to the next layer's, with the cache updated."""
         x = checkpoint_name(x, "block_input")
         attended, cache = self.attention(_maybe(self.attention_norm, x), context, cache)
-        x = checkpoint_name(self._add(x, _maybe(self.attention_post_norm, attended)), "mlp_input")
-        x = self._add(x, _maybe(self.mlp_post_norm, self.mlp(_maybe(self.mlp_norm, x))))
+        attended = checkpoint_name(attended, "attention_projected")
+        x = self._add(x, _maybe(self.attention_post_norm, attended))
+        update = checkpoint_name(self.mlp(_maybe(self.mlp_norm, x)), "mlp_projected")
+        x = self._add(x, _maybe(self.mlp_post_norm, update))
         return x, cache
 
     def _add(self, x: jax.Array, update: jax.Array) -> jax.Array:

@@ -16,16 +16,15 @@ from jax.sharding import Mesh
 from maxlm.config.choices import Rematerialization
 from maxlm.errors import ParallelError
 
-# From these the backward pass goes on without an attention kernel's forward or its projections:
-# queries and keys as the kernel reads them (normed and rotated), and its two residuals.
+# With these the backward pass needs neither the projections of queries, keys and values nor the
+# forward of an attention kernel, whose residuals the last two are.
 ATTENTION_NAMES = ("query", "key", "value", "attention_out", "attention_lse")
-# With these no matmul of a block runs twice: the residual stream between the two sublayers spares
-# the attention's output projection, the others the first matmuls of the MLP.
-MLP_NAMES = ("mlp_input", "mlp_gate", "mlp_up")
+# With these no matmul of a block runs twice. The last is kept only where a norm follows the MLP.
+MATMUL_NAMES = ("attention_projected", "mlp_gate", "mlp_up", "mlp_projected")
 BLOCK_INPUT = "block_input"
 
 _KEPT: dict[Rematerialization, tuple[str, ...]] = {
-    Rematerialization.MATMULS: (BLOCK_INPUT, *ATTENTION_NAMES, *MLP_NAMES),
+    Rematerialization.MATMULS: (BLOCK_INPUT, *ATTENTION_NAMES, *MATMUL_NAMES),
     Rematerialization.ATTENTION: (BLOCK_INPUT, *ATTENTION_NAMES),
     Rematerialization.FULL: (BLOCK_INPUT,),
 }
