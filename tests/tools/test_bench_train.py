@@ -109,7 +109,6 @@ SHAPE = {
     "num_kv_heads": 2,
     "head_dim": 8,
     "mlp_dim": 64,
-    "max_length": 48,
 }
 GPT = {
     "mlp": "plain",
@@ -117,6 +116,7 @@ GPT = {
     "norm": "layer",
     "norm_bias": True,
     "positions": "learned",
+    "max_length": 48,
     "attention_bias": "all",
     "mlp_bias": True,
     "num_kv_heads": 4,
