@@ -85,11 +85,14 @@ class Packing(StrEnum):
 
 
 class Rematerialization(StrEnum):
-    """What the backward pass computes again instead of keeping it."""
+    """What the backward pass computes again instead of keeping it, from nothing to almost all."""
 
     NONE = "none"
-    DOTS = "dots"
+    MATMULS = "matmuls"
+    ATTENTION = "attention"
     FULL = "full"
+    OFFLOAD_ATTENTION = "offload_attention"
+    OFFLOAD_INPUTS = "offload_inputs"
 
 
 class ContextAttention(StrEnum):

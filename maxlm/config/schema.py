@@ -199,7 +199,7 @@ class ParallelConfig(Section):
     )
     rematerialization: Rematerialization = Field(
         Rematerialization.NONE,
-        description="What the backward pass computes again: none, dots (all but matmuls) or full (all but each block's input).",
+        description="What the backward pass computes again: none; matmuls (all but matmuls and attention); attention (the MLP too); full (all but each block's input); offload_attention, offload_inputs (as attention and full, the rest kept in host memory). See docs/memory.md.",
     )
     attention: AttentionKernel = Field(
         AttentionKernel.AUTO,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.choices import ContextAttention
 from maxlm.config.schema import AttentionSpan, BiasKind, ModelConfig
@@ -130,10 +131,16 @@ class Attention(nnx.Module):
         query = constrain(self.query(x), "batch", "length", "heads", "head_dim")
         key = constrain(self.key(x), "batch", "length", "kv_heads", "head_dim")
         value = constrain(self.value(x), "batch", "length", "kv_heads", "head_dim")
+        # Named for the policies of rematerialization.py: as the kernel reads them, or where a norm
+        # follows, whose gradient needs its input, before it.
+        value = checkpoint_name(value, "value")
         if self.query_norm is not None and self.key_norm is not None:
+            query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
             query, key = self.query_norm(query), self.key_norm(key)
         if context.rope is not None:
             query, key = apply_rope(query, *context.rope), apply_rope(key, *context.rope)
+        if self.query_norm is None:
+            query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
         features: dict[str, Any] = {"window": self.window, "logit_cap": self.logit_cap}
         segments = context.segment_ids
         if cache is None and length_shards(x.shape[1]) > 1:

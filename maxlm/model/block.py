@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.schema import AttentionSpan, ModelConfig, NormPlacement, ProjectionInit
 from maxlm.model.attention import Attention, Cache, Context
@@ -41,9 +42,12 @@ class Block(nnx.Module):
         self, x: jax.Array, context: Context, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
         """Map the residual stream `x [B, T, D]` to the next layer's, with the cache updated."""
+        x = checkpoint_name(x, "block_input")
         attended, cache = self.attention(_maybe(self.attention_norm, x), context, cache)
+        attended = checkpoint_name(attended, "attention_projected")
         x = self._add(x, _maybe(self.attention_post_norm, attended))
-        x = self._add(x, _maybe(self.mlp_post_norm, self.mlp(_maybe(self.mlp_norm, x))))
+        update = checkpoint_name(self.mlp(_maybe(self.mlp_norm, x)), "mlp_projected")
+        x = self._add(x, _maybe(self.mlp_post_norm, update))
         return x, cache
 
     def _add(self, x: jax.Array, update: jax.Array) -> jax.Array:

@@ -32,13 +32,9 @@ from maxlm.model.block import Block
 from maxlm.model.lookup import lookup
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer, Kind, declare, normal, padded_rows
+from maxlm.model.rematerialization import rematerialized
 from maxlm.model.rope import rope_angles
 from maxlm.parallel.axes import length_shards
-
-_POLICIES = {
-    Rematerialization.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    Rematerialization.FULL: jax.checkpoint_policies.nothing_saveable,
-}
 
 
 @dataclass(frozen=True)
@@ -113,10 +109,7 @@ class Segment(nnx.Module):
                 written.append(cache)
             return x, written if cached is not None else None
 
-        if execution.rematerialization is not Rematerialization.NONE:
-            # Inside a scan no common subexpression can be merged, so no barrier is needed.
-            policy = _POLICIES[execution.rematerialization]
-            group = jax.checkpoint(group, policy=policy, prevent_cse=False)
+        group = rematerialized(group, execution.rematerialization)
         unroll = min(execution.scan_unroll, self.repeats)
         return jax.lax.scan(group, x, (stacked, caches), unroll=unroll)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.schema import MLPKind, ModelConfig
 from maxlm.kernels.activations import ACTIVATIONS
@@ -43,9 +44,10 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `x [B, T, D]` to `[B, T, D]`."""
         act = ACTIVATIONS[self.activation]
-        hidden = constrain(self.up(x), "batch", "length", "mlp")
+        hidden = checkpoint_name(constrain(self.up(x), "batch", "length", "mlp"), "mlp_up")
         if self.gate is not None:
-            hidden = act(constrain(self.gate(x), "batch", "length", "mlp")) * hidden
+            gate = checkpoint_name(constrain(self.gate(x), "batch", "length", "mlp"), "mlp_gate")
+            hidden = act(gate) * hidden
         else:
             hidden = act(hidden)
         return self.down(hidden)

@@ -37,6 +37,7 @@ from maxlm.model.attention_choices import attention_choices
 from maxlm.model.count import count_non_embedding_parameters, count_parameters
 from maxlm.model.decoder import Execution
 from maxlm.model.definition import ModelDefinition, Params, define
+from maxlm.model.rematerialization import check_offload
 from maxlm.parallel.agreement import process_index
 from maxlm.parallel.mesh import check_batch, data_shards, make_mesh
 from maxlm.train.branch import branch_point, branched
@@ -247,6 +248,7 @@ def prepare(
     for phase in loader.timeline.phases:
         check_batch(phase.batch_size, mesh, accumulation=config.train.accumulation)
         attention_choices(config.model, execution, phase.length, mesh)
+    check_offload(config.parallel.rematerialization, mesh)
     model = define(config.model, execution)
     model.shardings(mesh)
     require_same_data(config, loader, tokenizer.hash)

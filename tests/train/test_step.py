@@ -133,7 +133,7 @@ def test_accumulation_and_loss_chunks_change_nothing(one_device):
     np.testing.assert_allclose(losses, one_device()[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("rematerialization", ["dots", "full"])
+@pytest.mark.parametrize("rematerialization", ["matmuls", "full"])
 def test_rematerialization_and_unrolling_change_nothing(rematerialization):
     model = define(ModelConfig(**SHAPE))
     other = define(
