@@ -34,6 +34,8 @@ class Context(NamedTuple):
     key_segments: jax.Array  # [B, S]; the same as segment_ids without a cache
     offset: jax.Array | int  # index of the first current token in the cache; 0 without one
     method: ContextAttention = ContextAttention.ALL_GATHER  # where T lies over several devices
+    # [B, T], by which tokens of a row find places at experts with a capacity; None: all do
+    turns: jax.Array | None = None
 
 
 class Projection(nnx.Module):
