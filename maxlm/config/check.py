@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from maxlm.config.check_experts import expert_problems, idle_expert_options
 from maxlm.config.choices import (
     AttentionSpan,
     NormKind,
@@ -64,6 +65,7 @@ def check_config(config: RunConfig, explicit: Set[str] = frozenset()) -> list[Pr
         *_check_batch(config),
         *_check_durations(config),
         *_check_mesh(config),
+        *(Problem(path, message) for path, message in expert_problems(config)),
         *_check_effect(config, explicit),
     ]
 
@@ -310,6 +312,7 @@ def _check_effect(config: RunConfig, explicit: Set[str]) -> Iterator[Problem]:
             model.positions is not PositionKind.LEARNED,
             f"model.positions is {model.positions}",
         ),
+        **idle_expert_options(config),
     }
     for key, (is_idle, because) in idle.items():
         if key in explicit and is_idle:

@@ -114,6 +114,31 @@ class AttentionKernel(StrEnum):
     CUDNN = "cudnn"
 
 
+class RouterScoring(StrEnum):
+    """How a router turns logits into scores."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+
+
+class ExpertMatmul(StrEnum):
+    """Which kernel multiplies the tokens of each expert with its weights."""
+
+    AUTO = "auto"
+    REFERENCE = "reference"
+    BLOCKS = "blocks"
+    RAGGED_DOT = "ragged_dot"
+    MEGABLOX = "megablox"
+
+
+class ExpertExchange(StrEnum):
+    """How tokens get to the devices that hold their experts."""
+
+    AUTO = "auto"
+    GATHER = "gather"
+    ALL_TO_ALL = "all_to_all"
+
+
 class OptimizerKind(StrEnum):
     """Who updates the blocks' matrices."""
 

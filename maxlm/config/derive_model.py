@@ -76,6 +76,9 @@ def model_values(model: ModelConfig, vocab_size: int, length: int) -> list[Deriv
         found.append(Derived("mlp_dim", value, rule + "embed_dim (arXiv:2002.05202)"))
     elif model.mlp_dim is None:
         found.append(Derived("mlp_dim", 4 * model.embed_dim, "4 × embed_dim (arXiv:1706.03762)"))
+    if model.num_experts and model.expert_mlp_dim is None:
+        hidden = model.mlp_dim or next(d.value for d in found if d.key == "mlp_dim")
+        found.append(Derived("expert_mlp_dim", hidden, "mlp_dim"))
     if model.max_length is None:
         found.append(Derived("max_length", length, "the longest example of the run"))
     return found

@@ -33,6 +33,7 @@ DERIVABLE = frozenset(
         "model.num_kv_heads",
         "model.head_dim",
         "model.mlp_dim",
+        "model.expert_mlp_dim",
         "model.max_length",
         "data.tokenizer",
         "data.batch_size",

@@ -7,123 +7,35 @@ no field. Unknown keys are refused. `tests/config/test_options.py` counts the fi
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from maxlm.config.choices import Activation as Activation
 from maxlm.config.choices import (
-    Activation,
     AttentionKernel,
-    AttentionSpan,
-    BiasKind,
     ContextAttention,
-    MatrixInit,
-    MLPKind,
-    NormKind,
-    NormPlacement,
+    ExpertExchange,
+    ExpertMatmul,
     OptimizerKind,
     Packing,
-    PositionKind,
     Precision,
-    ProjectionInit,
     Rematerialization,
     ScheduleKind,
 )
+from maxlm.config.choices import AttentionSpan as AttentionSpan
+from maxlm.config.choices import BiasKind as BiasKind
+from maxlm.config.choices import MatrixInit as MatrixInit
+from maxlm.config.choices import MLPKind as MLPKind
+from maxlm.config.choices import NormKind as NormKind
+from maxlm.config.choices import NormPlacement as NormPlacement
+from maxlm.config.choices import PositionKind as PositionKind
+from maxlm.config.choices import ProjectionInit as ProjectionInit
+from maxlm.config.choices import RouterScoring as RouterScoring
 from maxlm.config.duration import Duration as Duration
 from maxlm.config.duration import DurationField
 from maxlm.config.duration import DurationUnit as DurationUnit
 from maxlm.config.duration import parse_duration as parse_duration
-
-
-class Section(BaseModel):
-    """A section of the config: unknown keys are refused, values are frozen once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_enum_values=False)
-
-
-class ModelConfig(Section):
-    """The decoder: sizes first, then what distinguishes one family from another."""
-
-    vocab_size: int | None = Field(
-        None, ge=1, description="Tokens in the vocabulary; derived: the tokenizer's."
-    )
-    num_layers: int = Field(12, ge=1, description="Transformer blocks.")
-    embed_dim: int = Field(768, ge=1, description="Width of the residual stream.")
-    num_heads: int = Field(12, ge=1, description="Query heads.")
-    num_kv_heads: int | None = Field(
-        None, ge=1, description="Key-value heads; derived: num_heads (no grouping)."
-    )
-    head_dim: int | None = Field(
-        None, ge=1, description="Width of one head; derived: embed_dim / num_heads."
-    )
-    mlp_dim: int | None = Field(
-        None,
-        ge=1,
-        description="Hidden width of the MLP; derived: 4 × embed_dim plain, 8/3 × embed_dim up to a multiple of 64 gated.",
-    )
-    mlp: MLPKind = Field(
-        MLPKind.GATED, description="gated (SwiGLU and kin: gate × up) or plain (one up projection)."
-    )
-    activation: Activation = Field(
-        Activation.SILU, description="silu, gelu (exact), gelu_tanh, relu or relu2 (squared ReLU)."
-    )
-    norm: NormKind = Field(NormKind.RMS, description="rms or layer.")
-    norm_placement: NormPlacement = Field(
-        NormPlacement.PRE,
-        description="Norm before each sublayer (pre), after it (post: on the sublayer's output before the residual sum), or both.",
-    )
-    norm_epsilon: float = Field(1e-6, gt=0, description="Added to the variance inside a norm.")
-    norm_bias: bool = Field(False, description="Whether a layer norm has a bias (GPT-2 has).")
-    embed_norm: bool = Field(False, description="Norm of the embeddings before the first block.")
-    positions: PositionKind = Field(
-        PositionKind.ROPE, description="rope, learned (a table of max_length rows) or none."
-    )
-    rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies.")
-    max_length: int | None = Field(
-        None, ge=1, description="Longest sequence of learned positions; derived: the data's length."
-    )
-    qk_norm: bool = Field(
-        False,
-        description="Norm (of the kind that model.norm says) of each query and key head before attention (Qwen3).",
-    )
-    attention_pattern: list[AttentionSpan] = Field(
-        [AttentionSpan.GLOBAL],
-        min_length=1,
-        description="Repeating pattern of global and local (windowed) layers, first layer first.",
-    )
-    attention_window: int | None = Field(
-        None, ge=1, description="How many tokens a local layer sees, itself included."
-    )
-    attention_logit_cap: float | None = Field(
-        None, gt=0, description="Soft cap of attention logits: cap × tanh(x / cap) (Gemma 2: 50)."
-    )
-    output_logit_cap: float | None = Field(
-        None, gt=0, description="Soft cap of output logits (Gemma 2: 30)."
-    )
-    attention_bias: BiasKind = Field(
-        BiasKind.NONE, description="Biases of attention: none, qkv (Qwen2) or all (GPT-2)."
-    )
-    mlp_bias: bool = Field(False, description="Biases in the MLP (GPT-2).")
-    tie_embeddings: bool = Field(True, description="Output projection shares the embedding table.")
-    embed_scale: float | None = Field(
-        None, gt=0, description="Factor on embeddings (Gemma: sqrt(embed_dim)); unset: 1."
-    )
-    init_std: float = Field(
-        0.02,
-        gt=0,
-        description="Standard deviation of embeddings and, without a fan-in rule, of matrices.",
-    )
-    matrix_init: MatrixInit = Field(
-        MatrixInit.FIXED,
-        description="Standard deviation of matrices: fixed (init_std) or fan_in (1 / sqrt(embed_dim)).",
-    )
-    projection_init: ProjectionInit = Field(
-        ProjectionInit.SCALED,
-        description="Projections into the residual stream start scaled (init_std / sqrt(2 × num_layers), GPT-2) or at zero (muP, nanochat).",
-    )
-    vocab_multiple: int = Field(
-        128,
-        ge=1,
-        description="The vocabulary is padded to this multiple, whatever the mesh; padded logits are masked.",
-    )
+from maxlm.config.model_config import ModelConfig as ModelConfig
+from maxlm.config.section import Section as Section
 
 
 class SourceConfig(Section):
@@ -204,6 +116,14 @@ class ParallelConfig(Section):
     attention: AttentionKernel = Field(
         AttentionKernel.AUTO,
         description="Who computes attention: auto (the best that the hardware and the shape allow), reference, chunked, splash (TPU) or cudnn (NVIDIA).",
+    )
+    expert_matmul: ExpertMatmul = Field(
+        ExpertMatmul.AUTO,
+        description="Kernel of the experts' matmuls: auto (by the hardware, said at the start), reference, blocks, ragged_dot or megablox (TPU).",
+    )
+    expert_exchange: ExpertExchange = Field(
+        ExpertExchange.AUTO,
+        description="How tokens get to the devices of their experts: auto (all_to_all on TPU and GPU, gather on CPU), gather or all_to_all.",
     )
     compiler_options: dict[str, str | int | float | bool] = Field(
         {},

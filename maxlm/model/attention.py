@@ -37,6 +37,8 @@ class Context(NamedTuple):
     offset: jax.Array | int  # index of the first current token in the cache; 0 without one
     method: ContextAttention = ContextAttention.ALL_GATHER  # where T lies over several devices
     settings: AttentionSettings = AttentionSettings()  # who computes attention
+    # [B, T], by which tokens of a row find places at experts with a capacity; None: all do
+    turns: jax.Array | None = None
 
 
 class Projection(nnx.Module):

@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from maxlm.config.schema import AttentionSpan, ModelConfig, NormPlacement, ProjectionInit
+from maxlm.config.expert_layers import Layer
+from maxlm.config.schema import ModelConfig, NormPlacement, ProjectionInit
+from maxlm.kernels.experts.dispatch import ExpertKernels
 from maxlm.model.attention import Attention, Cache, Context
+from maxlm.model.experts import Experts
 from maxlm.model.mlp import MLP
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import matrix_init, normal
+from maxlm.model.router import Load
 from maxlm.parallel.axes import constrain
 
 
 class Block(nnx.Module):
-    """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
+    """`x + attention(norm(x))`, then `x + mlp(norm(x))`; the MLP may be a mixture of experts."""
 
-    def __init__(self, config: ModelConfig, span: AttentionSpan, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: Layer,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype,
+        kernels: ExpertKernels,
+    ):
         init = matrix_init(config)
         # GPT-2 scales what is added to the residual stream by 1/√(number of additions).
         zero = config.projection_init is ProjectionInit.ZERO
         output_std = 0.0 if zero else config.init_std / (2 * config.num_layers) ** 0.5
         output_init = normal(output_std)
         self.attention = Attention(
-            config, span, rngs, init=init, output_init=output_init, dtype=dtype
+            config, layer.span, rngs, init=init, output_init=output_init, dtype=dtype
         )
-        self.mlp = MLP(config, rngs, init=init, output_init=output_init, dtype=dtype)
+        inits: dict[str, Any] = {"init": init, "output_init": output_init, "dtype": dtype}
+        self.mlp = (
+            Experts(config, rngs, kernels=kernels, **inits)
+            if layer.has_experts
+            else MLP(config, rngs, **inits)
+        )
 
         def norm(*placements: NormPlacement) -> Norm | None:
             wanted = config.norm_placement in placements
@@ -40,15 +58,23 @@ class Block(nnx.Module):
 
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None = None
-    ) -> tuple[jax.Array, Cache | None]:
-        """Map the residual stream `x [B, T, D]` to the next layer's, with the cache updated."""
+    ) -> tuple[jax.Array, Cache | None, Load | None]:
+        """Map the residual stream `x [B, T, D]` to the next layer's.
+
+        Returns:
+            The stream, the cache with the current tokens written, and the load of the experts.
+        """
         x = checkpoint_name(x, "block_input")
         attended, cache = self.attention(_maybe(self.attention_norm, x), context, cache)
         attended = checkpoint_name(attended, "attention_projected")
         x = self._add(x, _maybe(self.attention_post_norm, attended))
-        update = checkpoint_name(self.mlp(_maybe(self.mlp_norm, x)), "mlp_projected")
-        x = self._add(x, _maybe(self.mlp_post_norm, update))
-        return x, cache
+        normed, load = _maybe(self.mlp_norm, x), None
+        if isinstance(self.mlp, Experts):
+            update, load = self.mlp(normed, context.segment_ids, context.turns)
+        else:
+            update = self.mlp(normed)
+        update = checkpoint_name(update, "mlp_projected")
+        return self._add(x, _maybe(self.mlp_post_norm, update)), cache, load
 
     def _add(self, x: jax.Array, update: jax.Array) -> jax.Array:
         return constrain(x + update, "batch", "length", "activation")

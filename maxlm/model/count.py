@@ -6,6 +6,7 @@ the matmuls of the traced program.
 
 from __future__ import annotations
 
+from maxlm.config.expert_layers import layers_with_experts
 from maxlm.config.schema import (
     AttentionSpan,
     BiasKind,
@@ -17,7 +18,7 @@ from maxlm.config.schema import (
 )
 
 MFU_FORMULA = (
-    "6 × matmul parameters + 6 × length × heads × head_dim per layer (causal; length capped at "
+    "6 × matmul parameters (of experts, those that a token visits) + 6 × length × heads × head_dim per layer (causal; length capped at "
     "the window in local layers), per token, over the device's dense bf16 peak"
 )
 
@@ -31,20 +32,27 @@ def count_parameters(model: ModelConfig) -> int:
         assert model.max_length
         total += model.max_length * embed
     total += _norm(model, embed) * (2 if model.embed_norm else 1)
-    return total + model.num_layers * (_block_matmul(model) + _block_vectors(model))
+    return total + _blocks(model)
 
 
 def count_non_embedding_parameters(model: ModelConfig) -> int:
     """Parameters without token and position tables and without the output projection."""
-    return model.num_layers * (_block_matmul(model) + _block_vectors(model)) + _norm(
-        model, model.embed_dim
-    )
+    return _blocks(model) + _norm(model, model.embed_dim)
 
 
 def count_matmul_parameters(model: ModelConfig) -> int:
-    """Parameters that a token is multiplied with: blocks' matrices and the output projection."""
+    """Parameters that a token is multiplied with: blocks' matrices and the output projection.
+
+    Of experts, those that a token visits, the shared ones, and the router.
+    """
     assert model.vocab_size
-    return model.num_layers * _block_matmul(model) + model.vocab_size * model.embed_dim
+    visited = model.experts_per_token + model.shared_experts
+    blocks = sum(
+        _attention_matmul(model)
+        + (_experts_matmul(model, visited) if has_experts else _mlp_matmul(model))
+        for has_experts in layers_with_experts(model)
+    )
+    return blocks + model.vocab_size * model.embed_dim
 
 
 def train_flops_per_token(model: ModelConfig, length: int) -> float:
@@ -69,15 +77,48 @@ def _seen(model: ModelConfig, layer: int, length: int) -> int:
     return length
 
 
-def _block_matmul(model: ModelConfig) -> int:
-    assert model.num_kv_heads and model.head_dim and model.mlp_dim
+def _blocks(model: ModelConfig) -> int:
+    """All parameters of the blocks."""
+    total = 0
+    for has_experts in layers_with_experts(model):
+        total += _attention_matmul(model) + _attention_and_norm_vectors(model)
+        if has_experts:
+            assert model.num_experts and model.expert_mlp_dim
+            total += _experts_matmul(model, model.num_experts + model.shared_experts)
+            total += model.num_experts * _mlp_biases(model, model.expert_mlp_dim)
+            if model.shared_experts:
+                total += _mlp_biases(model, model.shared_experts * model.expert_mlp_dim)
+        else:
+            assert model.mlp_dim
+            total += _mlp_matmul(model) + _mlp_biases(model, model.mlp_dim)
+    return total
+
+
+def _attention_matmul(model: ModelConfig) -> int:
+    assert model.num_kv_heads and model.head_dim
     heads = 2 * model.num_heads + 2 * model.num_kv_heads
-    projections = 3 if model.mlp is MLPKind.GATED else 2
-    return model.embed_dim * (heads * model.head_dim + projections * model.mlp_dim)
+    return model.embed_dim * heads * model.head_dim
 
 
-def _block_vectors(model: ModelConfig) -> int:
-    assert model.num_kv_heads and model.head_dim and model.mlp_dim
+def _mlp_matmul(model: ModelConfig) -> int:
+    assert model.mlp_dim
+    return _projections(model) * model.embed_dim * model.mlp_dim
+
+
+def _experts_matmul(model: ModelConfig, count: int) -> int:
+    """Of the router and of `count` experts."""
+    assert model.num_experts and model.expert_mlp_dim
+    expert = _projections(model) * model.expert_mlp_dim
+    return model.embed_dim * (model.num_experts + count * expert)
+
+
+def _projections(model: ModelConfig) -> int:
+    return 3 if model.mlp is MLPKind.GATED else 2
+
+
+def _attention_and_norm_vectors(model: ModelConfig) -> int:
+    """Biases of attention and the norms of a block."""
+    assert model.num_kv_heads and model.head_dim
     placements = 4 if model.norm_placement is NormPlacement.BOTH else 2
     total = placements * _norm(model, model.embed_dim)
     if model.qk_norm:
@@ -86,10 +127,13 @@ def _block_vectors(model: ModelConfig) -> int:
         total += (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     if model.attention_bias is BiasKind.ALL:
         total += model.embed_dim
-    if model.mlp_bias:
-        hidden = 2 if model.mlp is MLPKind.GATED else 1
-        total += hidden * model.mlp_dim + model.embed_dim
     return total
+
+
+def _mlp_biases(model: ModelConfig, hidden: int) -> int:
+    if not model.mlp_bias:
+        return 0
+    return (_projections(model) - 1) * hidden + model.embed_dim
 
 
 def _norm(model: ModelConfig, size: int) -> int:

@@ -7,7 +7,8 @@ with depth. A remainder that does not fill the pattern is a segment of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -16,8 +17,8 @@ from flax import nnx
 
 from maxlm.batch import Batch
 from maxlm.config.choices import AttentionKernel
+from maxlm.config.expert_layers import Layer, layers_of
 from maxlm.config.schema import (
-    AttentionSpan,
     ContextAttention,
     ModelConfig,
     PositionKind,
@@ -26,14 +27,17 @@ from maxlm.config.schema import (
 from maxlm.kernels.attention.attend import AttentionSettings
 from maxlm.kernels.attention.features import Hardware
 from maxlm.kernels.context.order import from_zigzag, to_zigzag
-from maxlm.kernels.cross_entropy import LossSums, cross_entropy
+from maxlm.kernels.cross_entropy import cross_entropy
+from maxlm.kernels.experts.dispatch import ExpertKernels
 from maxlm.model.attention import Cache, Context
+from maxlm.model.balance import ModelLoss, with_routing
 from maxlm.model.block import Block
 from maxlm.model.lookup import lookup
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer, Kind, declare, normal, padded_rows
 from maxlm.model.rematerialization import rematerialized
 from maxlm.model.rope import rope_angles
+from maxlm.model.router import Load
 from maxlm.parallel.axes import length_shards
 
 
@@ -50,6 +54,7 @@ class Execution:
         context_attention: how attention works where rows lie over several devices.
         attention: who computes attention.
         hardware: what the program is compiled for; None: this machine's first device.
+        experts: which kernels compute experts.
     """
 
     compute_dtype: Any = jnp.float32
@@ -60,6 +65,7 @@ class Execution:
     context_attention: ContextAttention = ContextAttention.ALL_GATHER
     attention: AttentionKernel = AttentionKernel.AUTO
     hardware: Hardware | None = None
+    experts: ExpertKernels = field(default_factory=ExpertKernels)
 
     @property
     def attention_settings(self) -> AttentionSettings:
@@ -73,22 +79,22 @@ class Segment(nnx.Module):
     def __init__(
         self,
         config: ModelConfig,
-        pattern: tuple[AttentionSpan, ...],
+        pattern: tuple[Layer, ...],
         repeats: int,
         rngs: nnx.Rngs,
-        dtype: Any,
+        execution: Execution,
     ):
         self.repeats = repeats
 
-        def stack(span: AttentionSpan) -> Block:
+        def stack(layer: Layer) -> Block:
             @nnx.split_rngs(splits=repeats)
             @nnx.vmap(in_axes=0, out_axes=0)
             def create(rngs: nnx.Rngs) -> Block:
-                return Block(config, span, rngs, dtype)
+                return Block(config, layer, rngs, execution.param_dtype, execution.experts)
 
             return create(rngs)
 
-        self.blocks = nnx.List([stack(span) for span in pattern])
+        self.blocks = nnx.List([stack(layer) for layer in pattern])
 
     def __call__(
         self,
@@ -96,18 +102,19 @@ class Segment(nnx.Module):
         context: Context,
         caches: list[Cache] | None,
         execution: Execution,
-    ) -> tuple[jax.Array, Any]:
-        """Run every repeat on `x [B, T, D]`; caches have a leading `layers` dim too."""
+    ) -> tuple[jax.Array, tuple[Any, list[Load | None]]]:
+        """Run every repeat on `x [B, T, D]`; caches and loads have a leading `layers` dim too."""
         graph, stacked = nnx.split(self.blocks)
 
         def group(x: jax.Array, slices: Any) -> tuple[jax.Array, Any]:
             state, cached = slices
             blocks = nnx.merge(graph, state)
-            written = []
+            written, loads = [], []
             for i, block in enumerate(blocks):
-                x, cache = block(x, context, cached[i] if cached is not None else None)
+                x, cache, load = block(x, context, cached[i] if cached is not None else None)
                 written.append(cache)
-            return x, written if cached is not None else None
+                loads.append(load)
+            return x, (written if cached is not None else None, loads)
 
         group = rematerialized(group, execution.rematerialization)
         unroll = min(execution.scan_unroll, self.repeats)
@@ -140,18 +147,18 @@ class Decoder(nnx.Module):
         )
         self.embed_norm = Norm(config, config.embed_dim, rngs, dtype) if config.embed_norm else None
         self.segments = nnx.List(
-            [Segment(config, p, n, rngs, dtype) for p, n in segment_plan(config)]
+            [Segment(config, p, n, rngs, execution) for p, n in segment_plan(config)]
         )
         self.final_norm = Norm(config, config.embed_dim, rngs, dtype)
         self.head = None if config.tie_embeddings else table(vocab, "vocab", Kind.HEAD, table_init)
 
-    def loss(self, batch: Batch, *, z_loss: float = 0.0) -> LossSums:
+    def loss(self, batch: Batch, *, z_loss: float = 0.0) -> ModelLoss:
         """Sums over a batch of the loss and of its weights, without materialised logits."""
         assert self.config.vocab_size
         if self._is_zigzag(batch):
             batch = to_zigzag(batch)
-        hidden, _ = self._hidden(batch.tokens, batch.positions, self._context(batch), None)
-        return cross_entropy(
+        hidden, _, loads = self._hidden(batch.tokens, batch.positions, self._context(batch), None)
+        sums = cross_entropy(
             hidden,
             self._output_table(),
             batch.targets,
@@ -161,13 +168,14 @@ class Decoder(nnx.Module):
             z_loss=z_loss,
             chunk=self.execution.loss_chunk,
         )
+        return with_routing(sums, loads, self.config)
 
     def logits(self, batch: Batch) -> jax.Array:
         """Logits `[B, T, vocab_size]` in float32, of every token (for tests and small models)."""
         zigzag = self._is_zigzag(batch)
         if zigzag:
             batch = to_zigzag(batch)
-        hidden, _ = self._hidden(batch.tokens, batch.positions, self._context(batch), None)
+        hidden, _, _ = self._hidden(batch.tokens, batch.positions, self._context(batch), None)
         return self._logits(from_zigzag(hidden) if zigzag else hidden)
 
     def extend(
@@ -193,7 +201,7 @@ class Decoder(nnx.Module):
             Float32 logits `[B, vocab_size]` and the caches with the tokens written.
         """
         context = Context(segment_ids, self._rope(positions), key_segments, offset)
-        hidden, written = self._hidden(tokens, positions, context, caches)
+        hidden, written, _ = self._hidden(tokens, positions, context, caches)
         assert written is not None
         return self._logits(hidden[:, -1:])[:, 0], written
 
@@ -216,9 +224,13 @@ class Decoder(nnx.Module):
 
     def _context(self, batch: Batch) -> Context:
         segments, rope = batch.segment_ids, self._rope(batch.positions)
+        turns = None
+        if self.config.capacity_factor is not None:
+            # Document by document, whatever the order in which a mesh keeps a row's tokens.
+            turns = segments * segments.shape[1] + batch.positions
         run = self.execution
         settings = run.attention_settings
-        return Context(segments, rope, segments, 0, run.context_attention, settings)
+        return Context(segments, rope, segments, 0, run.context_attention, settings, turns)
 
     def _hidden(
         self,
@@ -226,7 +238,7 @@ class Decoder(nnx.Module):
         positions: jax.Array,
         context: Context,
         caches: list[list[Cache]] | None,
-    ) -> tuple[jax.Array, list[list[Cache]] | None]:
+    ) -> tuple[jax.Array, list[list[Cache]] | None, dict[str, Load]]:
         x = lookup(self.embedding[...], tokens, self.execution.compute_dtype)  # [B, T, D]
         if self.config.embed_scale is not None:
             x = x * jnp.asarray(self.config.embed_scale, x.dtype)
@@ -234,11 +246,15 @@ class Decoder(nnx.Module):
             x = x + lookup(self.positions[...], positions, x.dtype)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
-        written = []
+        written, loads = [], {}
         for i, segment in enumerate(self.segments):
-            x, cache = segment(x, context, caches[i] if caches else None, self.execution)
+            cached = caches[i] if caches else None
+            x, (cache, of_blocks) = segment(x, context, cached, self.execution)
             written.append(cache)
-        return self.final_norm(x), written if caches else None
+            for j, load in enumerate(of_blocks):
+                if load is not None:  # by the name that its router has among the parameters
+                    loads[f"segments.{i}.blocks.{j}.mlp.router"] = load
+        return self.final_norm(x), written if caches else None, loads
 
     def _output_table(self) -> jax.Array:
         return (self.embedding if self.head is None else self.head)[...]
@@ -263,9 +279,20 @@ def padded_vocab(config: ModelConfig) -> int:
     return -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
 
 
-def segment_plan(config: ModelConfig) -> list[tuple[tuple[AttentionSpan, ...], int]]:
-    """Groups and repeats: `[(pattern, n)]`, then the remainder that does not fill the pattern."""
-    pattern = tuple(config.attention_pattern)
-    repeats, rest = divmod(config.num_layers, len(pattern))
-    plan = [(pattern, repeats)] if repeats else []
-    return plan + ([(pattern[:rest], 1)] if rest else [])
+def segment_plan(config: ModelConfig) -> list[tuple[tuple[Layer, ...], int]]:
+    """Groups and repeats: the dense layers before experts, then the rest, `[(group, n), …]`.
+
+    Each of the two is repeats of its pattern and a remainder that does not fill one.
+    """
+    layers = layers_of(config)
+    attention = len(config.attention_pattern)
+    if config.num_experts is None:
+        return _periodic(layers, attention)
+    first, rest = layers[: config.dense_layers], layers[config.dense_layers :]
+    return _periodic(first, attention) + _periodic(rest, math.lcm(attention, config.expert_every))
+
+
+def _periodic(layers: list[Layer], period: int) -> list[tuple[tuple[Layer, ...], int]]:
+    repeats, rest = divmod(len(layers), period)
+    plan = [(tuple(layers[:period]), repeats)] if repeats else []
+    return plan + ([(tuple(layers[-rest:]), 1)] if rest else [])

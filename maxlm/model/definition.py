@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from maxlm.config.schema import ModelConfig
 from maxlm.model.decoder import Decoder, Execution
-from maxlm.model.parameter import ParameterInfo
+from maxlm.model.parameter import Moved, ParameterInfo
 from maxlm.parallel.axes import check_divides, sharding
 
 Params = dict[str, jax.Array]
@@ -29,18 +29,20 @@ class ModelDefinition:
         execution: how it is computed.
         parameters: canonical dotted name → ParameterInfo, such as
             `segments.0.blocks.0.attention.query.kernel`.
+        variables: likewise, arrays that the train step moves without a gradient (router biases).
     """
 
     config: ModelConfig
     execution: Execution
     parameters: dict[str, ParameterInfo]
+    variables: dict[str, ParameterInfo]
     _graph: nnx.GraphDef
     _paths: dict[str, tuple]
 
     def init(self, seed: int, mesh: Mesh) -> Params:
-        """Initial parameters, made directly in their shards: no host ever holds the whole model.
+        """Initial parameters and variables, made directly in their shards.
 
-        The values depend on the seed and not on the mesh.
+        No host ever holds the whole model. The values depend on the seed and not on the mesh.
         """
 
         def create() -> Params:
@@ -52,15 +54,23 @@ class ModelDefinition:
         return jax.jit(create, out_shardings=self.shardings(mesh), compiler_options=options)()
 
     def bind(self, params: Params) -> Decoder:
-        """The module with these parameters (cheap; call it inside a jitted function)."""
-        flat = [(path, nnx.Param(params[name])) for name, path in self._paths.items()]
+        """The module with these parameters and variables (cheap; call it in a jitted function)."""
+        flat = [
+            (path, (Moved if name in self.variables else nnx.Param)(params[name]))
+            for name, path in self._paths.items()
+        ]
         return nnx.merge(self._graph, nnx.from_flat_state(flat))
 
     def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
-        """Sharding of every parameter. Raises ParallelError when a dim does not divide."""
-        for name, info in self.parameters.items():
+        """Sharding of every parameter and variable.
+
+        Raises:
+            ParallelError: a dim does not divide over its mesh axes.
+        """
+        arrays = self.parameters | self.variables
+        for name, info in arrays.items():
             check_divides(name, info.shape, info.axes, mesh)
-        return {name: sharding(mesh, info.axes) for name, info in self.parameters.items()}
+        return {name: sharding(mesh, info.axes) for name, info in arrays.items()}
 
 
 def define(config: ModelConfig, execution: Execution | None = None) -> ModelDefinition:
@@ -68,20 +78,23 @@ def define(config: ModelConfig, execution: Execution | None = None) -> ModelDefi
     execution = execution or Execution()
     module = nnx.eval_shape(lambda: Decoder(config, execution, nnx.Rngs(0)))
     graph, state = nnx.split(module)
-    parameters, paths = {}, {}
+    parameters: dict[str, ParameterInfo] = {}
+    variables: dict[str, ParameterInfo] = {}
+    paths = {}
     for path, variable in nnx.to_flat_state(state):
         name = _name(path)
         metadata = variable.get_metadata()
         # Inside a segment every parameter was stacked over the repeats.
         stacked = ("layers",) if path[0] == "segments" else ()
-        parameters[name] = ParameterInfo(
+        kind = variables if isinstance(variable, Moved) else parameters
+        kind[name] = ParameterInfo(
             shape=tuple(variable.shape),
             axes=stacked + metadata["axes"],
             kind=metadata["kind"],
             inputs=metadata["inputs"],
         )
         paths[name] = path
-    return ModelDefinition(config, execution, parameters, graph, paths)
+    return ModelDefinition(config, execution, parameters, variables, graph, paths)
 
 
 def _to_dict(state: nnx.State) -> Params:

@@ -22,11 +22,12 @@ class MLP(nnx.Module):
         config: ModelConfig,
         rngs: nnx.Rngs,
         *,
+        hidden: int | None = None,
         init: Initializer,
         output_init: Initializer,
         dtype: jnp.dtype,
     ):
-        embed, hidden = config.embed_dim, config.mlp_dim
+        embed, hidden = config.embed_dim, hidden or config.mlp_dim
         assert hidden
         self.activation = config.activation
 

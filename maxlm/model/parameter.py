@@ -58,8 +58,11 @@ class ParameterInfo:
 
     @property
     def output_dims(self) -> tuple[int, ...]:
-        """Dims that a matrix produces (`layers` is neither: each layer has its own matrix)."""
-        return tuple(i for i, a in enumerate(self.axes) if a not in self.inputs and a != "layers")
+        """Dims that a matrix produces (`layers` and `experts` are neither: each has its own matrix)."""
+        stacked = ("layers", "experts")
+        return tuple(
+            i for i, a in enumerate(self.axes) if a not in self.inputs and a not in stacked
+        )
 
 
 def declare(
@@ -75,6 +78,18 @@ def declare(
     """Make a parameter that knows its logical axes, kind and fan-in."""
     assert len(shape) == len(axes), (shape, axes)
     return nnx.Param(init(rngs.params(), shape, dtype), axes=axes, kind=kind, inputs=inputs)
+
+
+class Moved(nnx.Variable):
+    """An array that the train step moves by a rule of its own; no gradient and no optimizer does."""
+
+
+def declare_moved(
+    shape: tuple[int, ...], *, axes: tuple[str, ...], dtype: Any = jnp.float32
+) -> Moved:
+    """Make a variable that starts at zero and knows its logical axes."""
+    assert len(shape) == len(axes), (shape, axes)
+    return Moved(jnp.zeros(shape, dtype), axes=axes, kind=Kind.VECTOR, inputs=())
 
 
 def normal(std: float) -> Initializer:

@@ -30,6 +30,9 @@ TABLE: dict[str, tuple[str, ...]] = {
     "head_dim": (),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
+    "experts": ("expert",),
+    "expert_embed": ("fsdp", "context"),  # `embed` of a matrix that `expert` shards already
+    "router": (),  # the experts as outputs of the router, whose every token needs them all
     "layers": (),
     "vector": (),  # norm scales and biases: too small to be worth a collective
     "position": (),
@@ -100,8 +103,7 @@ def constrain(array: jax.Array, *axes: str) -> jax.Array:
     Without it the compiler may keep whole activations on every device: the temporaries of a 0.9B
     model on 64 v5p chips were 71 to 96 GB.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+    if is_one_piece():
         return array
     return jax.lax.with_sharding_constraint(array, partition_spec(axes))
 
@@ -161,6 +163,22 @@ def over_shards(
 
 def _mesh_axes(axis: str | None, among: list[str]) -> tuple[str, ...]:
     return () if axis is None else tuple(a for a in TABLE[axis] if a in among)
+
+
+def is_one_piece() -> bool:
+    """Whether arrays are as a device sees them: on one device, or on a replica of its own."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return bool(mesh.empty or mesh.size == 1 or mesh.manual_axes)
+
+
+def over_replicas(sums: Any) -> Any:
+    """Sums that a loss needs of the whole batch: added over replicas inside `sum_over_replicas`.
+
+    They are constants to the gradient.
+    """
+    sums = jax.lax.stop_gradient(sums)
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.lax.psum(sums, "replica") if "replica" in mesh.manual_axes else sums
 
 
 def sum_over_replicas(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

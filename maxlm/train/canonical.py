@@ -22,7 +22,7 @@ Arrays = dict[str, Any]
 
 
 def to_canonical(state: TrainState, model: ModelDefinition) -> Arrays:
-    """Arrays of a state by canonical name (`params.…`, `average.…`, `optimizer.…`, `skipped`)."""
+    """Arrays of a state by canonical name (`params.…`, `variables.…`, `optimizer.…`, …)."""
     named = _flatten(state)
     cut = {
         n: _unpadded(a, n, model) for n, a in named.items() if _vocab_dim(n, a, model) is not None

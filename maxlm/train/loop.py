@@ -171,7 +171,7 @@ def _end_failed(run: Run, writer: RecordWriter, steps: _Steps) -> None:
 
 def evaluated_params(state: TrainState) -> Params:
     """The averaged weights where the run keeps them, the weights themselves otherwise."""
-    return state.average or state.params
+    return (state.average or state.params) | state.variables
 
 
 def _between_steps(

@@ -14,6 +14,7 @@ import jax
 
 from maxlm import __version__
 from maxlm.model.attention_choices import attention_choices
+from maxlm.model.balance import RoutingMetrics
 from maxlm.model.count import MFU_FORMULA, count_parameters, train_flops_per_token
 from maxlm.parallel.device_peaks import peak_tflops
 from maxlm.train.clock import Clock
@@ -114,7 +115,7 @@ def train_record(
     tflops = tokens_per_second * flops / devices / 1e12
     peak = peak_tflops(run.mesh.devices.flat[0])
     last = window[-1]
-    return {
+    record = {
         "kind": "train",
         "step": step,
         "tokens": now.tokens_before,
@@ -136,6 +137,24 @@ def train_record(
         "host_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "skipped_steps": int(last.skipped),
         "elapsed_seconds": clock.elapsed,
+    }
+    return record | _routing([m.routing for m in window if m.routing is not None])
+
+
+def _routing(window: list[RoutingMetrics]) -> dict[str, float]:
+    """Of experts, the mean over the steps; nothing for a dense model."""
+    if not window:
+        return {}
+
+    def mean(values: Iterable[Any]) -> float:
+        return math.fsum(float(value) for value in values) / len(window)
+
+    return {
+        "expert_load_max": mean(m.load_max for m in window),
+        "expert_load_min": mean(m.load_min for m in window),
+        "load_balance_loss": mean(m.load_balance for m in window),
+        "router_z_loss": mean(m.z for m in window),
+        "dropped_fraction": mean(m.dropped for m in window),
     }
 
 

@@ -33,6 +33,8 @@ from maxlm.data.tokenizers import Tokenizer
 from maxlm.errors import CheckpointError, ConfigError
 from maxlm.kernels.attention.features import hardware_of
 from maxlm.kernels.context.choose import choose_context_attention
+from maxlm.kernels.experts.choose import choose_expert_kernels
+from maxlm.kernels.experts.dispatch import ExpertKernels
 from maxlm.model.attention_choices import attention_choices
 from maxlm.model.count import count_non_embedding_parameters, count_parameters
 from maxlm.model.decoder import Execution
@@ -350,7 +352,21 @@ def execution_of(
         attention=config.parallel.attention,
         # The mesh's devices, not this machine's: they may only be described.
         hardware=hardware_of(mesh.devices.flat[0]) if mesh is not None else None,
+        experts=_expert_kernels(config, message),
     )
+
+
+def _expert_kernels(config: RunConfig, message: Message) -> ExpertKernels:
+    assert config.train.precision
+    kernels, line = choose_expert_kernels(
+        config.parallel.expert_matmul,
+        config.parallel.expert_exchange,
+        platform=jax.default_backend(),
+        dtype=config.train.precision.value,
+    )
+    if config.model.num_experts:
+        message(line)
+    return kernels
 
 
 def load_params(reference: str, model: ModelDefinition, mesh: Mesh, tokenizer_hash: str) -> Params:
@@ -369,15 +385,19 @@ def load_params(reference: str, model: ModelDefinition, mesh: Mesh, tokenizer_ha
 def restore_params(
     folder: RunFolder, step: int | None, model: ModelDefinition, mesh: Mesh, kind: str
 ) -> tuple[Params, int]:
-    """The `params` or `average` of a checkpoint and its step. Raises CheckpointError."""
+    """The `params` or `average` of a checkpoint with its variables, and its step.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or its model is another.
+    """
     layout = abstract_state(model, optax.identity(), average=kind == "average", mesh=mesh)
-    prefix = f"{kind}."
+    prefixes = (f"{kind}.", "variables.")
     wanted = canonical_targets(layout, model)
-    targets = {name: t for name, t in wanted.items() if name.startswith(prefix)}
+    targets = {name: t for name, t in wanted.items() if name.startswith(prefixes)}
     arrays, _, step = Checkpoints(folder.checkpoints).restore(step, targets, partial=True)
     # What was not read keeps its description; only the weights are taken out.
     state = from_canonical(wanted | arrays, layout, model)
-    return (state.average if kind == "average" else state.params), step
+    return (state.average if kind == "average" else state.params) | state.variables, step
 
 
 def _resolve(

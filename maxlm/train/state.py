@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maxlm.model.definition import ModelDefinition, Params
+from maxlm.model.parameter import ParameterInfo
 
 
 class TrainState(NamedTuple):
@@ -22,6 +23,7 @@ class TrainState(NamedTuple):
     step: Any  # int32, steps taken
     skipped: Any  # int32, steps whose gradients were not finite
     params: Any  # dict by canonical name
+    variables: Any  # likewise, what the step moves without a gradient: router biases
     average: Any  # likewise, exponential average of the parameters; empty when none is kept
     opt_state: Any
 
@@ -32,10 +34,14 @@ def abstract_state(
     """Shapes, dtypes and shardings of a state: the optimizer's arrays lie as their parameters do."""
     shardings = model.shardings(mesh)
     dtype = model.execution.param_dtype
-    params = {
-        name: jax.ShapeDtypeStruct(info.shape, dtype, sharding=shardings[name])
-        for name, info in model.parameters.items()
-    }
+
+    def described(arrays: dict[str, ParameterInfo]) -> dict[str, jax.ShapeDtypeStruct]:
+        return {
+            name: jax.ShapeDtypeStruct(info.shape, dtype, sharding=shardings[name])
+            for name, info in arrays.items()
+        }
+
+    params, variables = described(model.parameters), described(model.variables)
     everywhere = NamedSharding(mesh, P())
 
     def lay(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -46,7 +52,8 @@ def abstract_state(
 
     opt_state = jax.tree_util.tree_map_with_path(lay, jax.eval_shape(optimizer.init, params))
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    return TrainState(counter, counter, params, dict(params) if average else {}, opt_state)
+    averaged = dict(params) if average else {}
+    return TrainState(counter, counter, params, variables, averaged, opt_state)
 
 
 def fresh_state(
@@ -58,13 +65,18 @@ def fresh_state(
     mesh: Mesh,
     params: Params | None = None,
 ) -> TrainState:
-    """A state before the first step, made in its shards; from `params` when they are given."""
-    if params is None:
-        params = model.init(seed, mesh)
+    """A state before the first step, made in its shards; from `params` when they are given.
+
+    As `ModelDefinition.init` returns them, `params` hold the model's variables too.
+    """
+    weights = model.init(seed, mesh) if params is None else params
+    params = {name: weights[name] for name in model.parameters}
+    variables = {name: weights[name] for name in model.variables}
     layout = abstract_state(model, optimizer, average=average, mesh=mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, layout)
     rest = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
     zero = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
     # Copies, so that donating the state never frees one buffer twice.
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.params)
-    return TrainState(zero, jax.jit(jnp.copy)(zero), params, copy(params) if average else {}, rest)
+    averaged = copy(params) if average else {}
+    return TrainState(zero, jax.jit(jnp.copy)(zero), params, variables, averaged, rest)

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import optax
 
 from maxlm.batch import Batch
-from maxlm.kernels.cross_entropy import LossSums
+from maxlm.model.balance import ModelLoss, RoutingMetrics, moved_biases, routing_metrics
 from maxlm.model.definition import ModelDefinition, Params
 from maxlm.parallel.axes import sum_over_replicas
 from maxlm.train.optimizer import global_norm
 from maxlm.train.state import TrainState
 
-LossFunction = Callable[[Params, Batch], LossSums]
+LossFunction = Callable[[Params, Batch], ModelLoss]
 StepFunction = Callable[[TrainState, Batch], "tuple[TrainState, StepMetrics]"]
 
 
@@ -31,6 +31,7 @@ class StepMetrics(NamedTuple):
     param_norm: jax.Array  # after the step
     skipped: jax.Array  # steps skipped so far
     rate: jax.Array  # fraction of the peak learning rates
+    routing: RoutingMetrics | None = None  # of experts
 
 
 def make_train_step(
@@ -60,13 +61,15 @@ def make_train_step(
     device; the step and the skip counter advance.
     """
 
-    def loss_sums(params: Params, batch: Batch) -> tuple[jax.Array, LossSums]:
-        sums = model.bind(params).loss(batch, z_loss=z_loss)
+    bias_rate = model.config.router_bias_rate
+
+    def loss_sums(params: Params, variables: Params, batch: Batch) -> tuple[jax.Array, ModelLoss]:
+        sums = model.bind(params | variables).loss(batch, z_loss=z_loss)
         return sums.total, sums
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         gradients = sum_over_replicas(partial(_accumulate, loss_sums, accumulation=accumulation))
-        grads, sums = gradients(state.params, batch)
+        grads, sums = gradients((state.params, state.variables), batch)
         count = jnp.maximum(sums.weight, 1.0)
         grad_norm = global_norm(grads) / count
         # The mean and the clipping are one factor: one pass over the gradients less.
@@ -80,11 +83,12 @@ def make_train_step(
         updates = jax.tree.map(lambda u: u * fraction.astype(u.dtype), updates)
         params = optax.apply_updates(state.params, updates)
         average = _averaged(state.average, params, average_decay, state.step)
+        variables = moved_biases(state.variables, sums.routing, bias_rate)
 
         finite = jnp.isfinite(grad_norm)
         skipped = state.skipped + jnp.where(finite, 0, 1)
-        new = (params, average, opt_state)
-        old = (state.params, state.average, state.opt_state)
+        new = (params, variables, average, opt_state)
+        old = (state.params, state.variables, state.average, state.opt_state)
         kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         metrics = StepMetrics(
             nll=sums.nll,
@@ -94,6 +98,7 @@ def make_train_step(
             param_norm=global_norm(kept[0]),
             skipped=skipped,
             rate=fraction,
+            routing=sums.routing and routing_metrics(sums.routing, sums.weight),
         )
         return TrainState(state.step + 1, skipped, *kept), metrics
 
@@ -107,12 +112,12 @@ def count_bytes(batch: Batch, token_bytes: jax.Array) -> jax.Array:
 
 
 def _accumulate(
-    loss_sums: Callable, params: Params, batch: Batch, *, accumulation: int
-) -> tuple[Params, LossSums]:
-    """Gradients and sums over the micro-batches of a batch."""
+    loss_sums: Callable, weights: tuple[Params, Params], batch: Batch, *, accumulation: int
+) -> tuple[Params, ModelLoss]:
+    """Gradients by the first of `weights` and sums, over the micro-batches of a batch."""
     grad = jax.grad(loss_sums, has_aux=True)
     if accumulation == 1:
-        return grad(params, batch)
+        return grad(*weights, batch)
 
     def split(x: jax.Array) -> jax.Array:
         # Rows i, i+n, i+2n … form a micro-batch, so that each is spread over every data shard.
@@ -120,10 +125,10 @@ def _accumulate(
         return rows.swapaxes(0, 1)
 
     def add(total: tuple, micro: Batch) -> tuple[tuple, None]:
-        return jax.tree.map(jnp.add, total, grad(params, micro)), None
+        return jax.tree.map(jnp.add, total, grad(*weights, micro)), None
 
     first, *_ = jax.tree.map(split, batch)
-    shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: split(x)[0], batch))
+    shapes = jax.eval_shape(grad, *weights, jax.tree.map(lambda x: split(x)[0], batch))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, jax.tree.map(split, batch), length=first.shape[0])
     return total

@@ -13,6 +13,18 @@ MISFITS = {
     "odd rope": (["model.head_dim=33"], "33 is odd, but rope turns pairs"),
     "local without window": (["model.attention_pattern=[local]"], "model.attention_window is not set"),
     "window without local": (["model.attention_window=5"], "no layer is local"),
+    "more experts than there are": (
+        ["model.num_experts=4", "model.experts_per_token=5"],
+        "a token cannot visit 5 of 4 experts (model.num_experts): use at most 4",
+    ),
+    "no layer with experts": (
+        ["model.num_experts=4", "model.dense_layers=12"],
+        "no layer has experts: of 12 layers, the first 12 are dense",
+    ),
+    "experts over devices": (
+        ["model.num_experts=6", "parallel.expert=4"],
+        "6 experts (model.num_experts) do not divide over expert 4 (6 = 4 × 1 + 2): nearest are 3 and 6",
+    ),
     "rms bias": (["model.norm_bias=true"], "an rms norm has no bias"),
     "learned positions": (
         ["model.positions=learned", "model.max_length=8", "data.length=9"],
@@ -50,6 +62,17 @@ MISFITS = {
     "idle muon rate": (["optimizer.muon_learning_rate=0.1"], "has no effect, because optimizer.kind is adamw"),
     "idle decay": (["schedule.kind=cosine", "schedule.decay_fraction=0.1"], "has no effect, because schedule.kind is cosine"),
     "idle context attention": (["parallel.context_attention=ring"], "has no effect, because parallel.context is 1"),
+    "experts of a dense model": (["model.router_z_loss=0.1"], "has no effect, because model.num_experts is not set: the model is dense"),
+    "kernel of experts of a dense model": (["parallel.expert_matmul=ragged_dot"], "the model is dense"),
+    "exchange on one device": (
+        ["model.num_experts=4", "parallel.expert_exchange=gather"],
+        "has no effect, because parallel.expert is 1: experts do not lie over devices",
+    ),
+    "grouped matmul with a capacity": (
+        ["model.num_experts=4", "model.capacity_factor=1.5", "parallel.expert_matmul=blocks"],
+        "has no effect, because with model.capacity_factor every expert has as many tokens",
+    ),
+    "capacity": (["model.num_experts=4", "model.capacity_factor=0"], "0 does not fit; allowed: number > 0"),
     "idle theta": (["model.positions=none", "model.rope_theta=5"], "has no effect, because model.positions is none"),
 }  # fmt: skip
 

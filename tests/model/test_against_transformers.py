@@ -58,6 +58,15 @@ GEMMA2 = LLAMA | {
     "mlp_norm.scale": "pre_feedforward_layernorm.weight",
     "mlp_post_norm.scale": "post_feedforward_layernorm.weight",
 }
+_MIXTURE = {
+    "mlp.router.kernel": "mlp.gate.weight",
+    # One array of theirs holds the gates and ups of all experts; `_split` takes it apart.
+    "mlp.gate.kernel": "mlp.experts.gate_up_proj.0",
+    "mlp.up.kernel": "mlp.experts.gate_up_proj.1",
+    "mlp.down.kernel": "mlp.experts.down_proj",
+}
+MIXTRAL = LLAMA | _MIXTURE
+QWEN3_MOE = QWEN3 | _MIXTURE
 GPT2 = {
     "embedding": "transformer.wte.weight",
     "positions": "transformer.wpe.weight",
@@ -161,6 +170,36 @@ FAMILIES = {
         OURS | {"head_dim": 20, "rope_theta": 1e6, "tie_embeddings": True, "qk_norm": True},
         QWEN3,
     ),
+    "mixtral": Family(
+        "Mixtral",
+        SHAPE | {"num_local_experts": 6, "num_experts_per_tok": 2, "rope_theta": 1e4},
+        OURS | {"num_experts": 6, "expert_mlp_dim": 80, "load_balance_loss": 0.0},
+        MIXTRAL,
+    ),
+    "qwen3_moe": Family(
+        "Qwen3Moe",
+        SHAPE
+        | {
+            "head_dim": 20,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 24,
+            "norm_topk_prob": False,
+            "decoder_sparse_step": 2,  # of three layers, the second alone has experts
+        },
+        OURS
+        | {
+            "head_dim": 20,
+            "qk_norm": True,
+            "num_experts": 8,
+            "experts_per_token": 3,
+            "expert_mlp_dim": 24,
+            "router_normalize": False,
+            "expert_every": 2,
+            "load_balance_loss": 0.0,
+        },
+        QWEN3_MOE,
+    ),
     "gemma2": Family(
         "Gemma2",
         SHAPE
@@ -241,6 +280,41 @@ def test_loss_and_gradients_are_equal(name):
             _assert_close(actual[key], expected[key], key, floor=1e-3 * largest)
 
 
+def test_the_load_balance_loss_is_theirs_per_expert_of_a_token():
+    """Theirs counts visits per token, ours shares of all visits; of one layer they are else equal."""
+    family = FAMILIES["mixtral"]
+    settings = {"num_hidden_layers": 1, "router_aux_loss_coef": 0.3, "output_router_logits": True}
+    ours = {"num_layers": 1, "load_balance_loss": 0.3 * 2}
+    family = dataclasses.replace(
+        family, settings=family.settings | settings, ours=family.ours | ours
+    )
+    theirs = _make_theirs(family)
+    model = define(ModelConfig(**family.ours))
+    tokens = _tokens(2, LENGTH + 1)
+    # Both are to see the same tokens: theirs reads the last one too, as padding.
+    mask = torch.ones(tokens.shape, dtype=torch.int64)
+    mask[:, -1] = 0
+    text = torch.from_numpy(tokens)
+    out = theirs(text, attention_mask=mask, labels=text)
+    out.loss.backward()
+    named = dict(theirs.named_parameters())
+    params = _copied(family, model, {n: p.detach().numpy() for n, p in named.items()}, 0.0)
+    wanted = _copied(family, model, {n: p.grad.numpy() for n, p in named.items()}, 0.0)
+    batch = _batch(tokens[:, :-1], tokens[:, 1:])
+
+    @jax.jit
+    def mean(params):
+        sums = model.bind(params).loss(batch)
+        return sums.total / sums.weight, sums
+
+    (value, sums), actual = jax.value_and_grad(mean, has_aux=True)(params)
+    balance = sums.routing.load_balance / sums.weight
+    np.testing.assert_allclose(balance, out.aux_loss.item() / 2, rtol=1e-5)
+    np.testing.assert_allclose(value, out.loss.item(), rtol=1e-5)
+    name = "segments.0.blocks.0.mlp.router.kernel"
+    _assert_close(actual[name], wanted[name], name)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_documents_packed_in_a_row_are_read_as_if_alone(name):
     _, theirs, model, params = pair(name)
@@ -256,7 +330,7 @@ def test_documents_packed_in_a_row_are_read_as_if_alone(name):
     _assert_close(actual[:, : sum(lengths)], np.concatenate(expected, axis=1))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "qwen3", "gemma2"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3", "gemma2", "mixtral", "qwen3_moe"])
 def test_greedy_continuations_are_equal(name):
     _, theirs, model, params = pair(name)
     prompts = [_tokens(1, length, seed=length)[0] for length in (5, 12)]
@@ -312,11 +386,13 @@ def _copied(family, model, theirs, norm_offset):
             first = sum(len(pattern) * repeats for pattern, repeats in plan[:segment])
             pattern, repeats = plan[segment]
             layers = [first + i * len(pattern) + block for i in range(repeats)]
-            sources = [family.table["layer"].format(n) + family.table[short] for n in layers]
+            mixture = "num_experts" in family.ours and short.startswith("mlp.")
+            table = LLAMA if mixture and not pattern[block].has_experts else family.table
+            sources = [family.table["layer"].format(n) + table[short] for n in layers]
         used.update(sources)
         arrays = [theirs[source] for source in sources]
         if info.kind is Kind.MATRIX and family.transposed:
-            arrays = [array.T for array in arrays]
+            arrays = [array.swapaxes(-1, -2) for array in arrays]
         array = np.stack(arrays) if inside else arrays[0]
         if name.endswith("norm.scale"):
             array = array + norm_offset
@@ -328,11 +404,14 @@ def _copied(family, model, theirs, norm_offset):
 
 
 def _split(theirs):
-    """Their parameters, with GPT-2's joint query-key-value ones taken apart."""
+    """Their parameters, with joint ones (query-key-value, gate-up) taken apart."""
     result = {}
     for name, array in theirs.items():
         if ".c_attn." in name:
             parts = np.split(array, 3, axis=-1)
+            result |= {f"{name}.{i}": part for i, part in enumerate(parts)}
+        elif name.endswith("gate_up_proj"):
+            parts = np.split(array, 2, axis=-2)
             result |= {f"{name}.{i}": part for i, part in enumerate(parts)}
         else:
             result[name] = array

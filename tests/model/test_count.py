@@ -3,14 +3,15 @@ import numpy as np
 import pytest
 
 from maxlm.batch import Batch
-from maxlm.config.schema import ModelConfig
+from maxlm.config.schema import ExpertMatmul, ModelConfig
+from maxlm.kernels.experts.dispatch import ExpertKernels
 from maxlm.model.count import (
     count_matmul_parameters,
     count_non_embedding_parameters,
     count_parameters,
     train_flops_per_token,
 )
-from maxlm.model.decoder import padded_vocab
+from maxlm.model.decoder import Execution, padded_vocab
 from maxlm.model.definition import define
 from maxlm.model.parameter import Kind
 
@@ -56,6 +57,25 @@ QWEN3_06B = {
 }
 PUBLISHED = {"gpt2": (GPT2, 124_439_808), "llama3-8b": (LLAMA3_8B, 8_030_261_248)}
 PUBLISHED["qwen3-0.6b"] = (QWEN3_06B, 596_049_920)
+PUBLISHED["mixtral-8x7b"] = (
+    LLAMA3_8B
+    | {"vocab_size": 32000, "num_experts": 8, "experts_per_token": 2, "expert_mlp_dim": 14336},
+    46_702_792_704,
+)
+PUBLISHED["qwen3-30b-a3b"] = (
+    QWEN3_06B
+    | {
+        "num_layers": 48,
+        "embed_dim": 2048,
+        "num_heads": 32,
+        "num_kv_heads": 4,
+        "tie_embeddings": False,
+        "num_experts": 128,
+        "experts_per_token": 8,
+        "expert_mlp_dim": 768,
+    },
+    30_532_122_624,
+)
 TINY = {
     "vocab_size": 200,
     "num_layers": 5,
@@ -73,6 +93,24 @@ VARIANTS = [
     {"mlp": "plain", "mlp_bias": True, "attention_bias": "qkv"},
     {"positions": "learned", "max_length": 32, "attention_bias": "all", "mlp_bias": True},
     {"attention_pattern": ["local", "global"], "attention_window": 8},
+    {"num_experts": 4, "expert_mlp_dim": 40},
+    {
+        "num_experts": 6,
+        "experts_per_token": 3,
+        "expert_mlp_dim": 24,
+        "shared_experts": 2,
+        "dense_layers": 2,
+        "router_bias_rate": 0.01,
+        "mlp_bias": True,
+    },
+    {
+        "num_experts": 4,
+        "expert_mlp_dim": 40,
+        "expert_every": 2,
+        "mlp": "plain",
+        "attention_pattern": ["local", "local", "global"],
+        "attention_window": 8,
+    },
 ]
 
 
@@ -100,7 +138,8 @@ def test_arithmetic_counts_what_the_modules_declare(variant):
 def test_flops_are_three_times_the_forward_matmuls_of_the_traced_program(variant):
     # vocab_multiple 1: padding is never counted; causal halving is undone for full scores.
     config = ModelConfig(**(TINY | variant | {"vocab_multiple": 1}))
-    model = define(config)
+    # Of experts, one matmul with as many rows as tokens visit them, as a TPU runs it.
+    model = define(config, Execution(experts=ExpertKernels(ExpertMatmul.RAGGED_DOT)))
     batch_size, length = 2, 32
     shapes = jax.eval_shape(lambda: _init(model))
     batch = Batch(*[jax.ShapeDtypeStruct((batch_size, length), np.int32)] * 5)
@@ -121,9 +160,8 @@ def test_flops_are_three_times_the_forward_matmuls_of_the_traced_program(variant
 
 
 def _init(model):
-    return {
-        name: jax.numpy.zeros(info.shape, np.float32) for name, info in model.parameters.items()
-    }
+    arrays = model.parameters | model.variables
+    return {name: jax.numpy.zeros(info.shape, np.float32) for name, info in arrays.items()}
 
 
 def _matmul_flops(jaxpr) -> int:
@@ -133,6 +171,9 @@ def _matmul_flops(jaxpr) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             depth = np.prod([equation.invars[0].aval.shape[d] for d in contracted])
             total += 2 * int(np.prod(equation.outvars[0].aval.shape)) * int(depth)
+        if equation.primitive.name.startswith("ragged_dot"):
+            rows, matrices = (value.aval.shape for value in equation.invars[:2])
+            total += 2 * rows[0] * matrices[1] * matrices[2]
         repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value if hasattr(value, "eqns") else None)

@@ -24,19 +24,23 @@ FOLDER = Path(__file__).parent / "shardings"
 # laid over a mesh that splits them both ways.
 DEVICES = {"runs/llama3-8b-v5p-128": 64}
 MODEL_MESH = ["parallel.fsdp=4", "parallel.tensor=2"]
+EXPERT_MESH = ["parallel.fsdp=2", "parallel.expert=2", "parallel.tensor=2"]
 BYTES = 257  # vocabulary of configs that leave it to the tokenizer
 
 
 def described(name: str) -> str:
     """The mesh of a config, then a line for each parameter: name, shape, mesh axes by dim."""
-    config = load_config(name, MODEL_MESH if name.startswith("models/") else [])
+    config = load_config(name, [])
+    if name.startswith("models/"):
+        config = load_config(name, EXPERT_MESH if config.model.num_experts else MODEL_MESH)
     devices = DEVICES.get(name) or config.parallel.cpu_devices or 8
     sizes = mesh_sizes(config.parallel, devices)
     mesh = AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
     model = define_model(config)
     lines = [f"# {name} on {devices} devices: {product_of(dict(mesh.shape))}"]
+    arrays = model.parameters | model.variables
     for parameter, place in model.shardings(mesh).items():
-        shape = " × ".join(str(size) for size in model.parameters[parameter].shape)
+        shape = " × ".join(str(size) for size in arrays[parameter].shape)
         spec = ", ".join(_axes(entry, dict(mesh.shape)) for entry in place.spec)
         lines.append(f"{parameter}  [{shape}]  ({spec})")
     return "\n".join(lines) + "\n"

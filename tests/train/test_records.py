@@ -13,6 +13,7 @@ from maxlm.config.derive_model import resolve_model
 from maxlm.config.duration import parse_duration
 from maxlm.config.schema import ModelConfig, ParallelConfig, RunConfig
 from maxlm.data.phases import build_timeline
+from maxlm.model.balance import RoutingMetrics
 from maxlm.model.count import count_parameters, train_flops_per_token
 from maxlm.parallel.mesh import make_mesh
 from maxlm.train.clock import Speed
@@ -77,6 +78,23 @@ def test_a_train_record_has_means_over_its_targets_and_the_newest_norms(run):
     assert (record["grad_norm"], record["param_norm"], record["skipped_steps"]) == (3.0, 4.0, 1)
     assert record["learning_rate"] == pytest.approx(0.25)  # half of a peak of 0.5
     json.dumps(record)
+
+
+def test_a_train_record_of_experts_has_the_mean_of_the_steps(run):
+    window = [
+        metrics()._replace(routing=RoutingMetrics(2.0, 0.5, 1.5, 3.0, 0.0)),
+        metrics()._replace(routing=RoutingMetrics(1.0, 0.9, 1.1, 5.0, 0.1)),
+    ]
+    record = train_record(run, 6, window, StoppedClock())
+    wanted = {
+        "expert_load_max": 1.5,
+        "expert_load_min": 0.7,
+        "load_balance_loss": 1.3,
+        "router_z_loss": 4.0,
+        "dropped_fraction": 0.05,
+    }
+    assert {name: record[name] for name in wanted} == pytest.approx(wanted)
+    assert not wanted.keys() & train_record(run, 6, [metrics()], StoppedClock()).keys()
 
 
 def test_the_speed_of_a_train_record_leaves_evaluation_out(run, monkeypatch):

@@ -1,0 +1,150 @@
+"""The options of `model`: what the decoder is, see `maxlm.config.schema`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from maxlm.config.choices import (
+    Activation,
+    AttentionSpan,
+    BiasKind,
+    MatrixInit,
+    MLPKind,
+    NormKind,
+    NormPlacement,
+    PositionKind,
+    ProjectionInit,
+    RouterScoring,
+)
+from maxlm.config.section import Section
+
+
+class ModelConfig(Section):
+    """The decoder: sizes first, then what distinguishes one family from another."""
+
+    vocab_size: int | None = Field(
+        None, ge=1, description="Tokens in the vocabulary; derived: the tokenizer's."
+    )
+    num_layers: int = Field(12, ge=1, description="Transformer blocks.")
+    embed_dim: int = Field(768, ge=1, description="Width of the residual stream.")
+    num_heads: int = Field(12, ge=1, description="Query heads.")
+    num_kv_heads: int | None = Field(
+        None, ge=1, description="Key-value heads; derived: num_heads (no grouping)."
+    )
+    head_dim: int | None = Field(
+        None, ge=1, description="Width of one head; derived: embed_dim / num_heads."
+    )
+    mlp_dim: int | None = Field(
+        None,
+        ge=1,
+        description="Hidden width of the MLP; derived: 4 × embed_dim plain, 8/3 × embed_dim up to a multiple of 64 gated.",
+    )
+    mlp: MLPKind = Field(
+        MLPKind.GATED, description="gated (SwiGLU and kin: gate × up) or plain (one up projection)."
+    )
+    activation: Activation = Field(
+        Activation.SILU, description="silu, gelu (exact), gelu_tanh, relu or relu2 (squared ReLU)."
+    )
+    norm: NormKind = Field(NormKind.RMS, description="rms or layer.")
+    norm_placement: NormPlacement = Field(
+        NormPlacement.PRE,
+        description="Norm before each sublayer (pre), after it (post: on the sublayer's output before the residual sum), or both.",
+    )
+    norm_epsilon: float = Field(1e-6, gt=0, description="Added to the variance inside a norm.")
+    norm_bias: bool = Field(False, description="Whether a layer norm has a bias (GPT-2 has).")
+    embed_norm: bool = Field(False, description="Norm of the embeddings before the first block.")
+    positions: PositionKind = Field(
+        PositionKind.ROPE, description="rope, learned (a table of max_length rows) or none."
+    )
+    rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies.")
+    max_length: int | None = Field(
+        None, ge=1, description="Longest sequence of learned positions; derived: the data's length."
+    )
+    qk_norm: bool = Field(
+        False,
+        description="Norm (of the kind that model.norm says) of each query and key head before attention (Qwen3).",
+    )
+    attention_pattern: list[AttentionSpan] = Field(
+        [AttentionSpan.GLOBAL],
+        min_length=1,
+        description="Repeating pattern of global and local (windowed) layers, first layer first.",
+    )
+    attention_window: int | None = Field(
+        None, ge=1, description="How many tokens a local layer sees, itself included."
+    )
+    attention_logit_cap: float | None = Field(
+        None, gt=0, description="Soft cap of attention logits: cap × tanh(x / cap) (Gemma 2: 50)."
+    )
+    output_logit_cap: float | None = Field(
+        None, gt=0, description="Soft cap of output logits (Gemma 2: 30)."
+    )
+    attention_bias: BiasKind = Field(
+        BiasKind.NONE, description="Biases of attention: none, qkv (Qwen2) or all (GPT-2)."
+    )
+    mlp_bias: bool = Field(False, description="Biases in the MLP (GPT-2).")
+    tie_embeddings: bool = Field(True, description="Output projection shares the embedding table.")
+    embed_scale: float | None = Field(
+        None, gt=0, description="Factor on embeddings (Gemma: sqrt(embed_dim)); unset: 1."
+    )
+    init_std: float = Field(
+        0.02,
+        gt=0,
+        description="Standard deviation of embeddings and, without a fan-in rule, of matrices.",
+    )
+    matrix_init: MatrixInit = Field(
+        MatrixInit.FIXED,
+        description="Standard deviation of matrices: fixed (init_std) or fan_in (1 / sqrt(embed_dim)).",
+    )
+    projection_init: ProjectionInit = Field(
+        ProjectionInit.SCALED,
+        description="Projections into the residual stream start scaled (init_std / sqrt(2 × num_layers), GPT-2) or at zero (muP, nanochat).",
+    )
+    vocab_multiple: int = Field(
+        128,
+        ge=1,
+        description="The vocabulary is padded to this multiple, whatever the mesh; padded logits are masked.",
+    )
+    num_experts: int | None = Field(
+        None, ge=2, description="Experts in place of a block's MLP; unset: none, a dense model."
+    )
+    experts_per_token: int = Field(
+        2, ge=1, description="Experts that a token visits (top-k; Mixtral: 2, Qwen3: 8)."
+    )
+    expert_mlp_dim: int | None = Field(
+        None, ge=1, description="Hidden width of one expert; derived: mlp_dim."
+    )
+    shared_experts: int = Field(
+        0, ge=0, description="Experts that every token visits besides, unrouted (DeepSeek-V3: 1)."
+    )
+    dense_layers: int = Field(
+        0, ge=0, description="First layers that keep an MLP of mlp_dim (DeepSeek-V3: 3)."
+    )
+    expert_every: int = Field(
+        1, ge=1, description="Every how many layers, counted from the first, one has experts."
+    )
+    router_scoring: RouterScoring = Field(
+        RouterScoring.SOFTMAX,
+        description="Scores of the router: softmax over experts, or sigmoid of each (DeepSeek-V3).",
+    )
+    router_normalize: bool = Field(
+        True, description="Whether the scores of a token's experts are scaled to sum to 1."
+    )
+    router_scale: float = Field(
+        1.0, gt=0, description="Factor on these scores after that (DeepSeek-V3: 2.5)."
+    )
+    router_bias_rate: float | None = Field(
+        None,
+        ge=0,
+        description="Biases of the router that balance the load without a loss, and how far they move in a step (DeepSeek-V3: 0.001; 0 keeps them); unset: no biases.",
+    )
+    load_balance_loss: float = Field(
+        0.01, ge=0, description="Weight of the load-balance loss (Switch, OLMoE: 0.01)."
+    )
+    router_z_loss: float = Field(
+        0.0, ge=0, description="Weight of the router's squared log-normaliser (ST-MoE: 0.001)."
+    )
+    capacity_factor: float | None = Field(
+        None,
+        gt=0,
+        description="An expert takes so many times its even share of a row's tokens and drops the rest; unset: none are dropped.",
+    )

@@ -1,0 +1,7 @@
+"""Grouped matmul: rows sorted by group, each group multiplied with a matrix of its own.
+
+Every implementation is a function `(x [M, K], weights [G, K, N], sizes [G]) -> [M, N]`: the first
+`sizes[0]` rows of `x` with `weights[0]`, the next `sizes[1]` with `weights[1]` and so on. Rows past
+the sum of the sizes give zeros. Differentiable by `x` and `weights`; sums are taken in float32 or
+wider, the result has `x`'s dtype. `choose.py` picks one.
+"""
