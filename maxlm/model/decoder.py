@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.batch import Batch
 from maxlm.config.schema import (
@@ -31,10 +32,19 @@ from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer, Kind, declare, normal, padded_rows
 from maxlm.model.rope import rope_angles
 from maxlm.parallel.axes import length_shards
+from maxlm.parallel.pipeline import pipelined
+from maxlm.parallel.stages import Stages
 
 _POLICIES = {
     Rematerialization.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     Rematerialization.FULL: jax.checkpoint_policies.nothing_saveable,
+}
+# What is kept of a tick of a pipeline with rounds: all that the blocks keep, but no copy of their
+# parameters for every tick, which is why even without rematerialisation there is a policy.
+_TICK_POLICIES = {
+    Rematerialization.NONE: jax.checkpoint_policies.dots_saveable,
+    Rematerialization.DOTS: jax.checkpoint_policies.dots_saveable,
+    Rematerialization.FULL: jax.checkpoint_policies.save_only_these_names("block_input"),
 }
 
 
@@ -49,6 +59,7 @@ class Execution:
         scan_unroll: groups of blocks per scan iteration.
         loss_chunk: tokens of a device whose logits exist at once; None: all.
         context_attention: how attention works where rows lie over several devices.
+        stages: of a pipeline, which hold the layers; None: every device computes all layers.
     """
 
     compute_dtype: Any = jnp.float32
@@ -57,6 +68,7 @@ class Execution:
     scan_unroll: int = 1
     loss_chunk: int | None = None
     context_attention: ContextAttention = ContextAttention.ALL_GATHER
+    stages: Stages | None = None
 
 
 class Segment(nnx.Module):
@@ -92,21 +104,35 @@ class Segment(nnx.Module):
         """Run every repeat on `x [B, T, D]`; caches have a leading `layers` dim too."""
         graph, stacked = nnx.split(self.blocks)
 
-        def group(x: jax.Array, slices: Any) -> tuple[jax.Array, Any]:
-            state, cached = slices
-            blocks = nnx.merge(graph, state)
-            written = []
-            for i, block in enumerate(blocks):
-                x, cache = block(x, context, cached[i] if cached is not None else None)
-                written.append(cache)
-            return x, written if cached is not None else None
+        def run(
+            stacked: Any, x: jax.Array, context: Context, caches: list[Cache] | None = None
+        ) -> tuple[jax.Array, Any]:
+            def group(x: jax.Array, slices: Any) -> tuple[jax.Array, Any]:
+                state, cached = slices
+                blocks = nnx.merge(graph, state)
+                x = checkpoint_name(x, "block_input")
+                written = []
+                for i, block in enumerate(blocks):
+                    x, cache = block(x, context, cached[i] if cached is not None else None)
+                    written.append(cache)
+                return x, written if cached is not None else None
 
-        if execution.rematerialization is not Rematerialization.NONE:
-            # Inside a scan no common subexpression can be merged, so no barrier is needed.
-            policy = _POLICIES[execution.rematerialization]
-            group = jax.checkpoint(group, policy=policy, prevent_cse=False)
-        unroll = min(execution.scan_unroll, self.repeats)
-        return jax.lax.scan(group, x, (stacked, caches), unroll=unroll)
+            if execution.rematerialization is not Rematerialization.NONE:
+                # Inside a scan no common subexpression can be merged, so no barrier is needed.
+                policy = _POLICIES[execution.rematerialization]
+                group = jax.checkpoint(group, policy=policy, prevent_cse=False)
+            unroll = min(execution.scan_unroll, jax.tree.leaves(stacked)[0].shape[0])
+            return jax.lax.scan(group, x, (stacked, caches), unroll=unroll)
+
+        stages = execution.stages
+        if stages is None:
+            return run(stacked, x, context, caches)
+        if caches is not None:  # one token after the other: there is nothing to overlap
+            return run(jax.tree.map(stages.to_layer_order, stacked), x, context, caches)
+        policy = _TICK_POLICIES[execution.rematerialization]
+        return pipelined(
+            stages, run, stacked, x, context, axes=("length", "activation"), policy=policy
+        )
 
 
 class Decoder(nnx.Module):
@@ -121,8 +147,8 @@ class Decoder(nnx.Module):
         table_init = padded_rows(normal(config.init_std), config.vocab_size)
 
         def table(rows: int, row_axis: str, kind: Kind, init: Initializer) -> nnx.Param:
-            inputs = ("embed",) if kind is Kind.HEAD else ()
-            axes = (row_axis, "embed")
+            inputs = ("table_embed",) if kind is Kind.HEAD else ()
+            axes = (row_axis, "table_embed")
             shape = (rows, config.embed_dim)
             return declare(rngs, shape, axes=axes, kind=kind, init=init, inputs=inputs, dtype=dtype)
 

@@ -15,6 +15,7 @@ import jax
 from maxlm import __version__
 from maxlm.model.count import MFU_FORMULA, count_parameters, train_flops_per_token
 from maxlm.parallel.device_peaks import peak_tflops
+from maxlm.parallel.stages import check_microbatches
 from maxlm.train.clock import Clock
 from maxlm.train.display import Display
 from maxlm.train.setup import Run
@@ -66,6 +67,7 @@ def start_record(run: Run, resumed_from: int | None) -> dict[str, Any]:
         "devices": len(devices),
         "device_kind": devices[0].device_kind,
         "mesh": {axis: size for axis, size in run.mesh.shape.items() if size > 1},
+        "pipeline": _pipeline(run, step.batch_size),
         "processes": jax.process_count(),
         "parameters": count_parameters(run.config.model),
         "flops_per_token": train_flops_per_token(run.config.model, step.length),
@@ -132,6 +134,21 @@ def train_record(
         "host_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "skipped_steps": int(last.skipped),
         "elapsed_seconds": clock.elapsed,
+    }
+
+
+def _pipeline(run: Run, batch_size: int) -> dict[str, Any] | None:
+    """How a step's rows go through the stages, and the share of time that a stage idles."""
+    stages = run.model.execution.stages
+    if stages is None:
+        return None
+    accumulation = run.config.train.accumulation
+    count = check_microbatches(stages, batch_size, run.mesh, accumulation=accumulation)
+    return {
+        "stages": stages.count,
+        "rounds": stages.rounds,
+        "microbatches": count,
+        "bubble": stages.bubble(count),
     }
 
 

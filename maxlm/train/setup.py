@@ -36,7 +36,8 @@ from maxlm.model.count import count_non_embedding_parameters, count_parameters
 from maxlm.model.decoder import Execution
 from maxlm.model.definition import ModelDefinition, Params, define
 from maxlm.parallel.agreement import process_index
-from maxlm.parallel.mesh import check_batch, data_shards, make_mesh
+from maxlm.parallel.mesh import batch_multiple, check_batch, make_mesh
+from maxlm.parallel.stages import check_microbatches, stages_of
 from maxlm.train.branch import branch_point, branched
 from maxlm.train.canonical import canonical_targets, from_canonical
 from maxlm.train.checkpoint_checks import from_first_process
@@ -241,9 +242,8 @@ def prepare(
     loader = Loader(
         sources, config.data, batch_size=config.data.batch_size, total=config.train.duration
     )
-    for phase in loader.timeline.phases:
-        check_batch(phase.batch_size, mesh, accumulation=config.train.accumulation)
     model = define(config.model, execution_of(config, mesh, message))
+    _check_batches(config, loader.timeline, model, mesh)
     model.shardings(mesh)
     require_same_data(config, loader, tokenizer.hash)
     _take_folder(folder, config, tokenizer, new=saved is None)
@@ -299,6 +299,17 @@ def as_started(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"parallel": parallel})
 
 
+def _check_batches(
+    config: RunConfig, timeline: Timeline, model: ModelDefinition, mesh: Mesh
+) -> None:
+    """Raise ParallelError when a phase's batch does not divide over the mesh or its pipeline."""
+    accumulation, stages = config.train.accumulation, model.execution.stages
+    for phase in timeline.phases:
+        check_batch(phase.batch_size, mesh, accumulation=accumulation)
+        if stages is not None:
+            check_microbatches(stages, phase.batch_size, mesh, accumulation=accumulation)
+
+
 def set_up_jax(config: RunConfig) -> None:
     """Set what has to be set before jax starts its devices."""
     if config.parallel.cpu_devices:
@@ -341,6 +352,7 @@ def execution_of(
         scan_unroll=config.parallel.scan_unroll or 1,
         loss_chunk=config.train.loss_chunk,
         context_attention=method,
+        stages=stages_of(config.parallel, mesh) if mesh is not None else None,
     )
 
 
@@ -384,7 +396,7 @@ def _resolve(
         train_tokens=sum(source.tokens.num_tokens for source in sources.values()),
         num_devices=mesh.size,
         platform=jax.default_backend(),
-        data_shards=data_shards(mesh),
+        data_shards=batch_multiple(mesh),
     )
     return resolve(config, facts)
 
