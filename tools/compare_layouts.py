@@ -85,6 +85,7 @@ class Layout:
         return " × ".join(f"{axis} {size}" for axis, size in self.sizes.items()) or "one device"
 
 
+ROUNDS = ("parallel.pipeline_rounds=2",)
 ACCUMULATED = ("train.accumulation=2",)
 RING = ("parallel.context_attention=ring",)
 LAYOUTS = [
@@ -105,6 +106,12 @@ LAYOUTS = [
     Layout(
         {"fsdp": 2, "context": 2, "tensor": 2}, overrides=("parallel.context_attention=all_gather",)
     ),
+    Layout({"stage": 2}),
+    Layout({"stage": 4}, overrides=("parallel.microbatches=4",)),
+    Layout({"stage": 2, "fsdp": 4}, overrides=ROUNDS),
+    Layout({"stage": 2, "fsdp": 2, "tensor": 2}, overrides=(*ROUNDS, *ACCUMULATED)),
+    Layout({"replica": 2, "stage": 2, "tensor": 2}),
+    Layout({"replica": 2, "stage": 4}, overrides=("parallel.rematerialization=full",)),
 ]
 
 

@@ -295,7 +295,10 @@ def _check_effect(config: RunConfig, explicit: Set[str]) -> Iterator[Problem]:
     """An override that changes nothing is a mistake, where the same value in a preset is not."""
     model, schedule = config.model, config.schedule
     muon = config.optimizer.kind is OptimizerKind.MUON
+    one_stage = config.parallel.stage == 1
     idle = {
+        "parallel.pipeline_rounds": (one_stage, "parallel.stage is 1"),
+        "parallel.microbatches": (one_stage, "parallel.stage is 1"),
         "optimizer.muon_learning_rate": (not muon, "optimizer.kind is adamw"),
         "optimizer.muon_momentum": (not muon, "optimizer.kind is adamw"),
         "optimizer.muon_iterations": (not muon, "optimizer.kind is adamw"),

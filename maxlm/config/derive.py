@@ -15,7 +15,7 @@ from maxlm.config.choices import Precision
 from maxlm.config.derive_model import Derived, longest_length, model_values
 from maxlm.config.derive_model import resolve_model as resolve_model
 from maxlm.config.duration import Duration, DurationUnit, to_steps
-from maxlm.config.mesh_axes import DATA_AXES, MESH_AXES
+from maxlm.config.mesh_axes import MESH_AXES, ROW_AXES
 from maxlm.config.scaling_laws import (
     MAX_LEARNING_RATE,
     STUDIED_PARAMETERS,
@@ -104,12 +104,12 @@ def resolve(config: RunConfig, facts: Facts) -> Resolved:
 
 
 def data_shard_count(parallel: ParallelConfig, num_devices: int) -> int:
-    """Shards of the batch over the data axes, with -1 taking what is left of the devices."""
+    """Shards of the batch over the axes of its rows, with -1 taking what is left of the devices."""
     sizes = {axis: getattr(parallel, axis) for axis in MESH_AXES}
     fixed = math.prod(size for size in sizes.values() if size > 0)
     left = max(1, num_devices // fixed)
     sizes = {axis: left if size == -1 else size for axis, size in sizes.items()}
-    return math.prod(sizes[axis] for axis in DATA_AXES)
+    return math.prod(sizes[axis] for axis in ROW_AXES)
 
 
 class _Rules:

@@ -8,6 +8,9 @@ MESH_AXES = ("replica", "stage", "fsdp", "context", "expert", "tensor")
 
 # The axes that split a batch's rows.
 DATA_AXES = ("replica", "fsdp", "expert")
+# And those that split them outside of the layers, where the stages of a pipeline have no work of
+# their own: embeddings and loss.
+ROW_AXES = (*DATA_AXES, "stage")
 
 
 def product_of(sizes: Mapping[str, int], *, axes: Iterable[str] = MESH_AXES) -> str:

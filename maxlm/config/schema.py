@@ -106,6 +106,16 @@ class ParallelConfig(Section):
         ContextAttention.AUTO,
         description="Attention where a sequence's tokens are split: ring, ulysses (all-to-all to heads), all_gather (simple), or auto, by the rule in docs/context.md.",
     )
+    pipeline_rounds: int = Field(
+        1,
+        ge=1,
+        description="How often a row goes around the stages: more rounds, of fewer layers each, idle less and transfer more.",
+    )
+    microbatches: int | None = Field(
+        None,
+        ge=1,
+        description="Parts of a batch that follow each other through the stages; unset: 4 per stage, or 3, 2, 1 where the rows divide only so.",
+    )
     cpu_devices: int | None = Field(
         None, ge=1, description="On a CPU: host devices to split the cores into; derived: 1."
     )

@@ -11,7 +11,7 @@ from maxlm.config.schema import EvalSetConfig, RunConfig
 from maxlm.data.store import TokenSplit, TokenStore
 from maxlm.data.windows import eval_batches
 from maxlm.errors import DataError, TokenizerError
-from maxlm.parallel.mesh import data_shards
+from maxlm.parallel.mesh import batch_multiple
 from maxlm.parallel.placement import local_rows, place_batch
 
 
@@ -43,8 +43,8 @@ class EvalSet:
 
     def batches(self, mesh: Mesh) -> Iterator[Batch]:
         """Batches on the mesh that hold every target once; padded up to a whole batch."""
-        shards = data_shards(mesh)
-        size = -(-self._batch_size // shards) * shards
+        multiple = batch_multiple(mesh)
+        size = -(-self._batch_size // multiple) * multiple
         rows = local_rows(size, mesh)
         for batch in eval_batches(self.tokens, self._length, size, self._max_tokens, rows):
             yield place_batch(batch, size, rows, mesh)

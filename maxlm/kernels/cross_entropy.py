@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maxlm.parallel.axes import batch_shards, constrain, length_shards
+from maxlm.parallel.axes import constrain, length_shards, row_shards
 
 
 class LossSums(NamedTuple):
@@ -64,7 +64,7 @@ def cross_entropy(
     Returns:
         LossSums, in float32 (float64 when `hidden` is).
     """
-    shards = batch_shards(targets.shape[0]) * length_shards(targets.shape[1])
+    shards = row_shards(targets.shape[0]) * length_shards(targets.shape[1])
     tokens = targets.size // shards
     wanted = -(-tokens // chunk) if chunk else 1
     chunks = next(n for n in range(wanted, tokens + 1) if tokens % n == 0)
@@ -83,7 +83,7 @@ def cross_entropy(
 def _by_shard(array: jax.Array) -> jax.Array:
     """`[B, T, …]` → `[shards, tokens of a shard, …]`, each token staying where it is."""
     (batch, length, *rest) = array.shape
-    rows, parts = batch_shards(batch), length_shards(length)
+    rows, parts = row_shards(batch), length_shards(length)
     split = array.reshape(rows, batch // rows, parts, length // parts, *rest).swapaxes(1, 2)
     whole = split.reshape(rows * parts, batch * length // (rows * parts), *rest)
     return constrain(whole, "token_shards", "tokens", *["activation"] * len(rest))
@@ -122,7 +122,7 @@ def _forward(
     start = (*_zero_sums(weights), constrain(table_grad, "token_shards", "vocab", "activation"))
     chunked = (hidden, targets, weights)
     (total, nll, table_grad), hidden_grad = _over_chunks(one, start, chunked, options.chunks)
-    table_grad = constrain(table_grad.sum(0).astype(table.dtype), "vocab", "embed")
+    table_grad = constrain(table_grad.sum(0).astype(table.dtype), "vocab", "table_embed")
     return (total.sum(), nll.sum()), (hidden_grad, table_grad)
 
 

@@ -35,10 +35,12 @@ from maxlm.model.block import Block
 from maxlm.model.lookup import lookup
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer, Kind, declare, normal, padded_rows
-from maxlm.model.rematerialization import rematerialized
+from maxlm.model.rematerialization import kept_of_tick, rematerialized
 from maxlm.model.rope import rope_angles
 from maxlm.model.router import Load
 from maxlm.parallel.axes import length_shards
+from maxlm.parallel.pipeline import pipelined
+from maxlm.parallel.stages import Stages
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Execution:
         attention: who computes attention.
         hardware: what the program is compiled for; None: this machine's first device.
         experts: which kernels compute experts.
+        stages: of a pipeline, which hold the layers; None: every device computes all layers.
     """
 
     compute_dtype: Any = jnp.float32
@@ -66,6 +69,7 @@ class Execution:
     attention: AttentionKernel = AttentionKernel.AUTO
     hardware: Hardware | None = None
     experts: ExpertKernels = field(default_factory=ExpertKernels)
+    stages: Stages | None = None
 
     @property
     def attention_settings(self) -> AttentionSettings:
@@ -106,19 +110,37 @@ class Segment(nnx.Module):
         """Run every repeat on `x [B, T, D]`; caches and loads have a leading `layers` dim too."""
         graph, stacked = nnx.split(self.blocks)
 
-        def group(x: jax.Array, slices: Any) -> tuple[jax.Array, Any]:
-            state, cached = slices
-            blocks = nnx.merge(graph, state)
-            written, loads = [], []
-            for i, block in enumerate(blocks):
-                x, cache, load = block(x, context, cached[i] if cached is not None else None)
-                written.append(cache)
-                loads.append(load)
-            return x, (written if cached is not None else None, loads)
+        def run(
+            stacked: Any, x: jax.Array, context: Context, caches: list[Cache] | None = None
+        ) -> tuple[jax.Array, Any]:
+            def group(x: jax.Array, slices: Any) -> tuple[jax.Array, Any]:
+                state, cached = slices
+                blocks = nnx.merge(graph, state)
+                written, loads = [], []
+                for i, block in enumerate(blocks):
+                    x, cache, load = block(x, context, cached[i] if cached is not None else None)
+                    written.append(cache)
+                    loads.append(load)
+                return x, (written if cached is not None else None, loads)
 
-        group = rematerialized(group, execution.rematerialization)
-        unroll = min(execution.scan_unroll, self.repeats)
-        return jax.lax.scan(group, x, (stacked, caches), unroll=unroll)
+            group = rematerialized(group, execution.rematerialization)
+            unroll = min(execution.scan_unroll, jax.tree.leaves(stacked)[0].shape[0])
+            return jax.lax.scan(group, x, (stacked, caches), unroll=unroll)
+
+        stages = execution.stages
+        if stages is None:
+            return run(stacked, x, context, caches)
+        if caches is not None:  # one token after the other: there is nothing to overlap
+            return run(jax.tree.map(stages.to_layer_order, stacked), x, context, caches)
+
+        def piece(stacked: Any, x: jax.Array, context: Context) -> tuple[jax.Array, Any]:
+            x, (_, loads) = run(stacked, x, context)
+            return x, loads
+
+        policy = kept_of_tick(execution.rematerialization)
+        axes = ("length", "activation")
+        x, loads = pipelined(stages, piece, stacked, x, context, axes=axes, policy=policy)
+        return x, (None, loads)
 
 
 class Decoder(nnx.Module):
@@ -133,8 +155,8 @@ class Decoder(nnx.Module):
         table_init = padded_rows(normal(config.init_std), config.vocab_size)
 
         def table(rows: int, row_axis: str, kind: Kind, init: Initializer) -> nnx.Param:
-            inputs = ("embed",) if kind is Kind.HEAD else ()
-            axes = (row_axis, "embed")
+            inputs = ("table_embed",) if kind is Kind.HEAD else ()
+            axes = (row_axis, "table_embed")
             shape = (rows, config.embed_dim)
             return declare(rngs, shape, axes=axes, kind=kind, init=init, inputs=inputs, dtype=dtype)
 

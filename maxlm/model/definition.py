@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from maxlm.config.schema import ModelConfig
-from maxlm.model.decoder import Decoder, Execution
+from maxlm.model.decoder import Decoder, Execution, segment_plan
 from maxlm.model.parameter import Moved, ParameterInfo
 from maxlm.parallel.axes import check_divides, sharding
 
@@ -46,7 +46,8 @@ class ModelDefinition:
         """
 
         def create() -> Params:
-            return _to_dict(nnx.state(Decoder(self.config, self.execution, nnx.Rngs(seed))))
+            params = _to_dict(nnx.state(Decoder(self.config, self.execution, nnx.Rngs(seed))))
+            return {n: self.to_stage_order(n, array) for n, array in params.items()}
 
         # On a CPU a program that runs once is compiled in a third of the time, with equal results.
         quick = mesh.devices.flat[0].platform == "cpu"
@@ -61,6 +62,13 @@ class ModelDefinition:
         ]
         return nnx.merge(self._graph, nnx.from_flat_state(flat))
 
+    def to_stage_order(self, name: str, array: jax.Array) -> jax.Array:
+        """A parameter, or what goes with it, from the model's order of layers to the pipeline's."""
+        stages = self.execution.stages
+        info = (self.parameters | self.variables)[name]
+        staged = stages is not None and "layers" in info.axes
+        return stages.to_stage_order(array) if stages is not None and staged else array
+
     def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
         """Sharding of every parameter and variable.
 
@@ -74,8 +82,14 @@ class ModelDefinition:
 
 
 def define(config: ModelConfig, execution: Execution | None = None) -> ModelDefinition:
-    """Define the model of a resolved config (nothing is allocated)."""
+    """Define the model of a resolved config (nothing is allocated).
+
+    Raises ParallelError when its layers do not divide over the stages of a pipeline.
+    """
     execution = execution or Execution()
+    if execution.stages is not None:
+        for pattern, repeats in segment_plan(config):
+            execution.stages.check_layers(repeats, len(pattern))
     module = nnx.eval_shape(lambda: Decoder(config, execution, nnx.Rngs(0)))
     graph, state = nnx.split(module)
     parameters: dict[str, ParameterInfo] = {}

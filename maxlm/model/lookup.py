@@ -22,15 +22,15 @@ def lookup(table: jax.Array, ids: jax.Array, dtype: Any) -> jax.Array:
     a frequent token's sum stops growing.
 
     Args:
-        table: `[rows, D]`, its width sharded as `embed`.
+        table: `[rows, D]`, its width sharded as `table_embed`.
         ids: `[B, T]` int32.
         dtype: of the result.
 
     Returns:
-        `[B, T, D]`, sharded as activations are.
+        `[B, T, D]`, sharded as activations outside of the layers are.
     """
     ids = constrain(ids, "replica_batch", "activation")
     x = table[ids].astype(dtype)  # [B, T, D]
-    x = constrain(x, "replica_batch", "activation", "embed")
+    x = constrain(x, "replica_batch", "activation", "table_embed")
     x = constrain(x, "replica_batch", "length", "data_embed")
-    return constrain(x, "batch", "length", "activation")
+    return constrain(x, "rows", "length", "activation")

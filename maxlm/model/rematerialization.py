@@ -43,17 +43,34 @@ def rematerialized(run: Callable[..., Any], choice: Rematerialization) -> Callab
     """
     if choice is Rematerialization.NONE:
         return run
+    return jax.checkpoint(run, policy=_policy(choice), prevent_cse=False)
+
+
+def kept_of_tick(choice: Rematerialization) -> Callable[..., Any]:
+    """What is kept of a tick of a pipeline whose stages hold several pieces.
+
+    Even where everything is kept there is a policy, because without one a copy of the piece's
+    parameters would be kept of every tick.
+    """
+    if choice is not Rematerialization.NONE:
+        return _policy(choice)
+    policies = jax.checkpoint_policies
+    names = (BLOCK_INPUT, *ATTENTION_NAMES, *MATMUL_NAMES)
+    return policies.save_from_both_policies(
+        policies.dots_saveable, policies.save_only_these_names(*names)
+    )
+
+
+def _policy(choice: Rematerialization) -> Callable[..., Any]:
     policies = jax.checkpoint_policies
     if choice in _OFFLOADED:
-        policy = policies.save_and_offload_only_these_names(
+        return policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],
             names_which_can_be_offloaded=list(_OFFLOADED[choice]),
             offload_src="device",
             offload_dst=HOST_MEMORY,
         )
-    else:
-        policy = policies.save_only_these_names(*_KEPT[choice])
-    return jax.checkpoint(run, policy=policy, prevent_cse=False)
+    return policies.save_only_these_names(*_KEPT[choice])
 
 
 def check_offload(choice: Rematerialization, mesh: Mesh) -> None:

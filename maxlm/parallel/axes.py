@@ -12,19 +12,23 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from maxlm.config.mesh_axes import DATA_AXES, product_of
+from maxlm.config.mesh_axes import DATA_AXES, ROW_AXES, product_of
 from maxlm.errors import ParallelError
 
 # Parameters: `fsdp`, and the axes that would else hold copies, shard the residual width; `tensor`
-# shards the width inside a sublayer.
+# shards the width inside a sublayer. Layers lie over `stage`; the tables, which are no layer's, have
+# their width over it (`table_embed`).
 # Activations: `batch` over all data axes (an `expert` shard has rows of its own outside of the
-# experts), tokens of a row over `context`; inside a sublayer, heads and mlp over `tensor`.
+# experts), tokens of a row over `context`; inside a sublayer, heads and mlp over `tensor`. Outside of
+# the layers, where no stage has anything of its own to do, they share the rows (`rows`).
 TABLE: dict[str, tuple[str, ...]] = {
     "batch": DATA_AXES,
+    "rows": ROW_AXES,
     "length": ("context",),
-    "token_shards": (*DATA_AXES, "context"),  # tokens by the device that holds them …
+    "token_shards": (*ROW_AXES, "context"),  # tokens by the device that holds them …
     "tokens": (),  # … and those of one device
     "embed": ("fsdp", "expert", "context"),
+    "table_embed": ("fsdp", "expert", "stage", "context"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
@@ -33,13 +37,15 @@ TABLE: dict[str, tuple[str, ...]] = {
     "experts": ("expert",),
     "expert_embed": ("fsdp", "context"),  # `embed` of a matrix that `expert` shards already
     "router": (),  # the experts as outputs of the router, whose every token needs them all
-    "layers": (),
+    "layers": ("stage",),
+    "stages": ("stage",),  # of a pipeline: what each of them works on …
+    "groups": (),  # … and the groups of microbatches that wait
     "vector": (),  # norm scales and biases: too small to be worth a collective
     "position": (),
     "activation": (),  # the residual width of activations
     # On the way from a sharded table's rows to the batch's (maxlm/model/lookup.py).
     "replica_batch": ("replica",),
-    "data_embed": ("fsdp", "expert"),
+    "data_embed": ("fsdp", "expert", "stage"),
 }
 
 # Over what the tokens of a row lie, for collectives inside `shard_map`.
@@ -78,22 +84,38 @@ def shard_count(mesh: Mesh | AbstractMesh, mesh_axes: tuple[str, ...]) -> int:
     return count
 
 
-def batch_shards(batch_size: int) -> int:
-    """Over how many devices a batch is split on the mesh that is set; 1 where it does not divide.
+def mesh_shards(axis: str) -> int:
+    """Over how many devices a logical axis is split on the mesh that is set.
 
-    Inside `sum_over_replicas` the batch is a replica's own.
+    1 without a mesh, and inside `sum_over_replicas`, where all is a replica's own.
     """
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty or mesh.manual_axes else shard_count(mesh, TABLE[axis])
+
+
+def mesh_axis(axis: str) -> str | None:
+    """The mesh axis of a logical axis that has one, for `vmap`; None where no mesh is set."""
+    (name,) = TABLE[axis]
+    return None if jax.sharding.get_abstract_mesh().empty else name
+
+
+def batch_shards(batch_size: int) -> int:
+    """Over how many devices rows inside of the layers are split; 1 where they do not divide."""
     return _shards("batch", batch_size)
 
 
+def row_shards(batch_size: int) -> int:
+    """Over how many devices rows outside of the layers are split; 1 where they do not divide."""
+    return _shards("rows", batch_size)
+
+
 def length_shards(length: int) -> int:
-    """Over how many devices the tokens of a row are split, as `batch_shards` tells it of rows."""
+    """Over how many devices the tokens of a row are split; 1 where they do not divide."""
     return _shards("length", length)
 
 
 def _shards(axis: str, size: int) -> int:
-    mesh = jax.sharding.get_abstract_mesh()
-    shards = 1 if mesh.empty or mesh.manual_axes else shard_count(mesh, TABLE[axis])
+    shards = mesh_shards(axis)
     return shards if size % shards == 0 else 1
 
 

@@ -106,6 +106,11 @@ def data_shards(mesh: Mesh) -> int:
     return shard_count(mesh, TABLE["batch"])
 
 
+def batch_multiple(mesh: Mesh) -> int:
+    """What batches are multiples of: every stage of a pipeline needs a microbatch of each shard."""
+    return shard_count(mesh, TABLE["rows"])
+
+
 def check_batch(batch_size: int, mesh: Mesh, *, accumulation: int = 1) -> None:
     """Raise ParallelError when a global batch does not divide over the mesh."""
     shards = data_shards(mesh) * accumulation

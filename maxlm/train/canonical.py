@@ -1,6 +1,7 @@
 """Between the train state and what a checkpoint holds: named arrays that no layout shows in.
 
-Vocabulary padding is removed on the way out and put back (as zeros, which it is) on the way in.
+Vocabulary padding is removed on the way out and put back (as zeros, which it is) on the way in; the
+layers of a pipeline with several rounds are put into the model's order, and back into the stages'.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from maxlm.model.decoder import padded_vocab
 from maxlm.model.definition import ModelDefinition
+from maxlm.model.parameter import ParameterInfo
+from maxlm.parallel.stages import Stages
 from maxlm.train.state import TrainState
 
 Arrays = dict[str, Any]
@@ -24,24 +27,34 @@ Arrays = dict[str, Any]
 def to_canonical(state: TrainState, model: ModelDefinition) -> Arrays:
     """Arrays of a state by canonical name (`params.…`, `variables.…`, `optimizer.…`, …)."""
     named = _flatten(state)
-    cut = {
-        n: _unpadded(a, n, model) for n, a in named.items() if _vocab_dim(n, a, model) is not None
-    }
-    if cut:
-        shapes = tuple((name, leaf.shape, leaf.sharding) for name, leaf in cut.items())
-        named.update(_slicer(shapes)({name: named[name] for name in cut}))
+    changed = {n: a for n, a in named.items() if _differs(n, a, model)}
+    if changed:
+        targets = {name: _unpadded(leaf, name, model) for name, leaf in changed.items()}
+        shapes = tuple((name, t.shape, t.sharding) for name, t in targets.items())
+        named.update(_converter(shapes, model.execution.stages)(changed))
     return named
 
 
 @functools.lru_cache(maxsize=8)
-def _slicer(cut: tuple[tuple[str, tuple[int, ...], Any], ...]) -> Callable[[Arrays], Arrays]:
-    """A program that cuts arrays to shapes, kept so that only the first save compiles it."""
-    shapes = {name: shape for name, shape, _ in cut}
+def _converter(
+    targets: tuple[tuple[str, tuple[int, ...], Any], ...], stages: Stages | None
+) -> Callable[[Arrays], Arrays]:
+    """A program that cuts padded arrays to shapes and puts the others' layers into order.
 
-    def slice_all(arrays: Arrays) -> Arrays:
-        return {n: jax.lax.slice(a, (0,) * a.ndim, shapes[n]) for n, a in arrays.items()}
+    It is kept, so that only the first save compiles it.
+    """
+    shapes = {name: shape for name, shape, _ in targets}
 
-    return jax.jit(slice_all, out_shardings={name: sharding for name, _, sharding in cut})
+    def convert(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        if array.shape != shape:
+            return jax.lax.slice(array, (0,) * array.ndim, shape)
+        assert stages is not None
+        return stages.to_layer_order(array)
+
+    return jax.jit(
+        lambda arrays: {name: convert(a, shapes[name]) for name, a in arrays.items()},
+        out_shardings={name: sharding for name, _, sharding in targets},
+    )
 
 
 def canonical_targets(
@@ -54,19 +67,26 @@ def canonical_targets(
 def from_canonical(arrays: Arrays, layout: TrainState, model: ModelDefinition) -> TrainState:
     """The state of restored arrays, padded again and laid out as `layout` says."""
     targets = _flatten(layout)
-    padded = {
-        n: a for n, a in arrays.items() if isinstance(a, jax.Array) and a.shape != targets[n].shape
+    changed = {
+        n: a
+        for n, a in arrays.items()
+        if isinstance(a, jax.Array) and _differs(n, targets[n], model)
     }
-    if padded:
+    if changed:
+        stages = model.execution.stages
 
-        def pad_all(narrow: Arrays) -> Arrays:
-            return {
-                n: jnp.pad(a, [(0, t - s) for s, t in zip(a.shape, targets[n].shape, strict=True)])
-                for n, a in narrow.items()
-            }
+        def convert(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+            if array.shape != shape:
+                missing = [(0, t - s) for s, t in zip(array.shape, shape, strict=True)]
+                return jnp.pad(array, missing)
+            assert stages is not None
+            return stages.to_stage_order(array)
 
-        places = {name: targets[name].sharding for name in padded}
-        arrays = arrays | jax.jit(pad_all, out_shardings=places)(padded)
+        program = jax.jit(
+            lambda given: {name: convert(a, targets[name].shape) for name, a in given.items()},
+            out_shardings={name: targets[name].sharding for name in changed},
+        )
+        arrays = arrays | program(changed)
     leaves, structure = jax.tree_util.tree_flatten_with_path(layout)
     return jax.tree.unflatten(structure, [arrays[_name(path)] for path, _ in leaves])
 
@@ -85,13 +105,28 @@ def _name(path: tuple) -> str:
     return ".".join(["optimizer" if parts[0] == "opt_state" else parts[0], *parts[1:]])
 
 
+def _parameter(name: str, leaf: Any, model: ModelDefinition) -> ParameterInfo | None:
+    """The parameter or variable that an array of the state is, or goes with: of name and shape."""
+    declared = model.parameters | model.variables
+    info = next((i for n, i in declared.items() if name.endswith("." + n)), None)
+    return info if info is not None and leaf.shape == info.shape else None
+
+
+def _differs(name: str, leaf: Any, model: ModelDefinition) -> bool:
+    """Whether an array of the state is another than a checkpoint's."""
+    info, stages = _parameter(name, leaf, model), model.execution.stages
+    reordered = stages is not None and stages.rounds > 1 and info and "layers" in info.axes
+    return bool(reordered) or _vocab_dim(name, leaf, model) is not None
+
+
 def _vocab_dim(name: str, leaf: Any, model: ModelDefinition) -> int | None:
     """The padded vocabulary dim of an array, if it has one."""
-    info = next((i for n, i in model.parameters.items() if name.endswith("." + n)), None)
-    padded = padded_vocab(model.config)
-    if info is None or "vocab" not in info.axes or leaf.shape != info.shape:
+    info = _parameter(name, leaf, model)
+    if info is None or "vocab" not in info.axes:
         return None
-    return None if padded == model.config.vocab_size else info.axes.index("vocab")
+    return (
+        None if padded_vocab(model.config) == model.config.vocab_size else info.axes.index("vocab")
+    )
 
 
 def _unpadded(leaf: Any, name: str, model: ModelDefinition) -> jax.ShapeDtypeStruct:

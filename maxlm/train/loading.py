@@ -67,7 +67,7 @@ def _mesh(config: RunConfig, *, asked: bool) -> Mesh:
     """The mesh that was asked for; else the run's own where it fits the devices, or what fits."""
     if asked:
         mesh = make_mesh(config.parallel)
-        define(config.model).shardings(mesh)
+        define(config.model, execution_of(config, mesh)).shardings(mesh)
         return mesh
     candidates = [
         config.parallel,
@@ -77,7 +77,7 @@ def _mesh(config: RunConfig, *, asked: bool) -> Mesh:
     for parallel in candidates:
         try:
             mesh = make_mesh(parallel)
-            define(config.model).shardings(mesh)
+            define(config.model, execution_of(config, mesh)).shardings(mesh)
         except ParallelError:
             continue
         return mesh

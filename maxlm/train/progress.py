@@ -97,6 +97,7 @@ class Progress:
                 ("attention", choice if spans == 1 else f"{span}: {choice}")
                 for span, choice in attention.items()
             ),
+            ("pipeline", _pipeline_line(record.get("pipeline"))),
             ("training", _training_line(record)),
             ("saved in", self.folder),
             *(
@@ -244,6 +245,16 @@ def _devices_line(record: dict[str, Any]) -> str:
     if (record.get("processes") or 1) > 1:
         text += f", {record['processes']} processes"
     return text
+
+
+def _pipeline_line(pipeline: dict[str, Any] | None) -> str:
+    if not pipeline:
+        return ""
+    stages, rounds, micro = (pipeline[k] for k in ("stages", "rounds", "microbatches"))
+    return (
+        f"{stages} stages × {rounds} round{'s' * (rounds > 1)}, {micro} microbatches: a bubble of "
+        f"{stages - 1} / ({micro} × {rounds} + {stages - 1}) = {q.percent(pipeline['bubble'])}"
+    )
 
 
 def _training_line(record: dict[str, Any]) -> str:

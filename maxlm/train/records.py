@@ -17,6 +17,7 @@ from maxlm.model.attention_choices import attention_choices
 from maxlm.model.balance import RoutingMetrics
 from maxlm.model.count import MFU_FORMULA, count_parameters, train_flops_per_token
 from maxlm.parallel.device_peaks import peak_tflops
+from maxlm.parallel.stages import check_microbatches
 from maxlm.train.clock import Clock
 from maxlm.train.display import Display
 from maxlm.train.setup import Run
@@ -68,6 +69,7 @@ def start_record(run: Run, resumed_from: int | None) -> dict[str, Any]:
         "devices": len(devices),
         "device_kind": devices[0].device_kind,
         "mesh": {axis: size for axis, size in run.mesh.shape.items() if size > 1},
+        "pipeline": _pipeline(run, step.batch_size),
         "processes": jax.process_count(),
         "attention": attention_choices(
             run.config.model, run.model.execution, step.length, run.mesh
@@ -155,6 +157,21 @@ def _routing(window: list[RoutingMetrics]) -> dict[str, float]:
         "load_balance_loss": mean(m.load_balance for m in window),
         "router_z_loss": mean(m.z for m in window),
         "dropped_fraction": mean(m.dropped for m in window),
+    }
+
+
+def _pipeline(run: Run, batch_size: int) -> dict[str, Any] | None:
+    """How a step's rows go through the stages, and the share of time that a stage idles."""
+    stages = run.model.execution.stages
+    if stages is None:
+        return None
+    accumulation = run.config.train.accumulation
+    count = check_microbatches(stages, batch_size, run.mesh, accumulation=accumulation)
+    return {
+        "stages": stages.count,
+        "rounds": stages.rounds,
+        "microbatches": count,
+        "bubble": stages.bubble(count),
     }
 
 

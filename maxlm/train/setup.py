@@ -41,7 +41,8 @@ from maxlm.model.decoder import Execution
 from maxlm.model.definition import ModelDefinition, Params, define
 from maxlm.model.rematerialization import check_offload
 from maxlm.parallel.agreement import process_index
-from maxlm.parallel.mesh import check_batch, data_shards, make_mesh
+from maxlm.parallel.mesh import batch_multiple, check_batch, make_mesh
+from maxlm.parallel.stages import check_microbatches, stages_of
 from maxlm.train.branch import branch_point, branched
 from maxlm.train.canonical import canonical_targets, from_canonical
 from maxlm.train.checkpoint_checks import from_first_process
@@ -246,12 +247,9 @@ def prepare(
     loader = Loader(
         sources, config.data, batch_size=config.data.batch_size, total=config.train.duration
     )
-    execution = execution_of(config, mesh, message)
-    for phase in loader.timeline.phases:
-        check_batch(phase.batch_size, mesh, accumulation=config.train.accumulation)
-        attention_choices(config.model, execution, phase.length, mesh)
     check_offload(config.parallel.rematerialization, mesh)
-    model = define(config.model, execution)
+    model = define(config.model, execution_of(config, mesh, message))
+    _check_phases(config, loader.timeline, model, mesh)
     model.shardings(mesh)
     require_same_data(config, loader, tokenizer.hash)
     _take_folder(folder, config, tokenizer, new=saved is None)
@@ -307,6 +305,18 @@ def as_started(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"parallel": parallel})
 
 
+def _check_phases(
+    config: RunConfig, timeline: Timeline, model: ModelDefinition, mesh: Mesh
+) -> None:
+    """Raise ParallelError when a phase's batch or length does not fit the mesh or its kernels."""
+    accumulation, stages = config.train.accumulation, model.execution.stages
+    for phase in timeline.phases:
+        check_batch(phase.batch_size, mesh, accumulation=accumulation)
+        attention_choices(config.model, model.execution, phase.length, mesh)
+        if stages is not None:
+            check_microbatches(stages, phase.batch_size, mesh, accumulation=accumulation)
+
+
 def set_up_jax(config: RunConfig) -> None:
     """Set what has to be set before jax starts its devices."""
     if config.parallel.cpu_devices:
@@ -353,6 +363,7 @@ def execution_of(
         # The mesh's devices, not this machine's: they may only be described.
         hardware=hardware_of(mesh.devices.flat[0]) if mesh is not None else None,
         experts=_expert_kernels(config, message),
+        stages=stages_of(config.parallel, mesh) if mesh is not None else None,
     )
 
 
@@ -413,7 +424,7 @@ def _resolve(
         train_tokens=sum(source.tokens.num_tokens for source in sources.values()),
         num_devices=mesh.size,
         platform=jax.default_backend(),
-        data_shards=data_shards(mesh),
+        data_shards=batch_multiple(mesh),
     )
     return resolve(config, facts)
 

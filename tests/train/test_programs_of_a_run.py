@@ -36,11 +36,11 @@ def test_a_step_keeps_the_declared_layout_and_compiles_once(run):
         batch = place_batch(host, 8, local_rows(8, run.mesh), run.mesh)
         for _ in range(3):
             state, _ = run.train_step(state, batch)
-        canonical._slicer.cache_clear()
+        canonical._converter.cache_clear()
         for _ in range(2):
             canonical.to_canonical(state, run.model)
     for leaf, declared in zip(jax.tree.leaves(state), jax.tree.leaves(run.layout), strict=True):
         assert leaf.sharding.is_equivalent_to(declared.sharding, leaf.ndim)
     assert run.train_step._cache_size() == 1
-    kept = canonical._slicer.cache_info()
+    kept = canonical._converter.cache_info()
     assert (kept.misses, kept.hits) == (1, 1)
