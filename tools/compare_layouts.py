@@ -59,9 +59,21 @@ SMALL = [
     "model.qk_norm=true",
     "optimizer.learning_rate=3e-3",
 ]
+EXPERTS = [
+    "model.num_layers=4",
+    "model.num_experts=8",
+    "model.expert_mlp_dim=32",
+    "model.dense_layers=1",
+    "model.shared_experts=1",
+    "model.router_scoring=sigmoid",
+    "model.router_bias_rate=0.001",
+]
 # Local and global layers, so that windows cross shards too.
 MODELS = {
     "dense": [*SMALL, "model.attention_pattern=[local, global]", "model.attention_window=20"],
+    "experts": [*SMALL, *EXPERTS, "model.load_balance_loss=0.05", "model.router_z_loss=0.001"],
+    # Of micro-batches: the losses of routing are taken over each, so they are left out.
+    "experts, balanced by biases": [*SMALL, *EXPERTS, "model.load_balance_loss=0"],
 }
 
 
@@ -105,6 +117,12 @@ LAYOUTS = [
     Layout(
         {"fsdp": 2, "context": 2, "tensor": 2}, overrides=("parallel.context_attention=all_gather",)
     ),
+    Layout({"expert": 8}, "experts"),
+    Layout({"fsdp": 2, "expert": 4}, "experts"),
+    Layout({"expert": 4, "tensor": 2}, "experts"),
+    Layout({"replica": 2, "expert": 4}, "experts"),
+    Layout({"context": 2, "expert": 4}, "experts", RING),
+    Layout({"fsdp": 2, "expert": 2, "tensor": 2}, "experts, balanced by biases", ACCUMULATED),
 ]
 
 
