@@ -57,11 +57,24 @@ SMALL = [
     "model.num_kv_heads=4",
     "model.mlp_dim=128",
     "model.qk_norm=true",
-    "optimizer.learning_rate=3e-3",
+    "optimizer.learning_rate=1e-3",
+]
+EXPERTS = [
+    "model.num_layers=4",
+    "model.num_experts=8",
+    "model.expert_mlp_dim=32",
+    "model.dense_layers=1",
+    "model.shared_experts=1",
+    "model.router_scoring=sigmoid",
+    "model.router_bias_rate=0.001",
 ]
 # Local and global layers, so that windows cross shards too.
 MODELS = {
     "dense": [*SMALL, "model.attention_pattern=[local, global]", "model.attention_window=20"],
+    "experts": [*SMALL, *EXPERTS, "model.load_balance_loss=0.05", "model.router_z_loss=0.001"],
+    "experts in every layer": [*SMALL, *EXPERTS, "model.dense_layers=0"],
+    # Of micro-batches: the losses of routing are taken over each, so they are left out.
+    "experts, balanced by biases": [*SMALL, *EXPERTS, "model.load_balance_loss=0"],
 }
 
 
@@ -112,6 +125,14 @@ LAYOUTS = [
     Layout({"stage": 2, "fsdp": 2, "tensor": 2}, overrides=(*ROUNDS, *ACCUMULATED)),
     Layout({"replica": 2, "stage": 2, "tensor": 2}),
     Layout({"replica": 2, "stage": 4}, overrides=("parallel.rematerialization=full",)),
+    Layout({"expert": 8}, "experts"),
+    Layout({"fsdp": 2, "expert": 4}, "experts"),
+    Layout({"expert": 4, "tensor": 2}, "experts"),
+    Layout({"replica": 2, "expert": 4}, "experts"),
+    Layout({"context": 2, "expert": 4}, "experts", RING),
+    Layout({"fsdp": 2, "expert": 2, "tensor": 2}, "experts, balanced by biases", ACCUMULATED),
+    Layout({"stage": 2, "expert": 4}, "experts in every layer"),
+    Layout({"stage": 2, "context": 2, "tensor": 2}, overrides=(*ROUNDS, *RING)),
 ]
 
 

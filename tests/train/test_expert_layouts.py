@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from maxlm.config.choices import ContextAttention
 from maxlm.config.schema import (
     ExpertExchange,
     ExpertMatmul,
@@ -63,11 +64,20 @@ LAYOUTS = [
 FEW = [LAYOUTS[0], LAYOUTS[4], LAYOUTS[12]]
 
 
-def step(layout, *, devices=8, dtype=jnp.float64, variant=None, accumulation=1, kernels=None):
+def step(
+    layout,
+    *,
+    devices=8,
+    dtype=jnp.float64,
+    variant=None,
+    accumulation=1,
+    kernels=None,
+    method=ContextAttention.ALL_GATHER,
+):
     """Loss, gradients, biases and routing metrics of one step on a mesh."""
     mesh = make_mesh(ParallelConfig(**layout), jax.devices()[:devices])
     kernels = kernels or ExpertKernels()
-    execution = Execution(compute_dtype=dtype, param_dtype=dtype, experts=kernels)
+    execution = Execution(dtype, dtype, experts=kernels, context_attention=method)
     model = define(ModelConfig(**(MODEL | (variant or {}))), execution)
     # Its state after a step is the gradient.
     keep = optax.GradientTransformation(
@@ -254,6 +264,13 @@ def test_a_capacity_drops_visits(one_device):
 def test_with_a_capacity_every_layout_equals_one_device(layout, one_device):
     with jax.enable_x64(True):
         assert_equal(step(layout, variant=CAPACITY), one_device(variant=CAPACITY))
+
+
+def test_a_capacity_counts_tokens_in_their_order_where_the_ring_keeps_another(one_device):
+    ring = {"fsdp": 1, "context": 2, "expert": 2}
+    with jax.enable_x64(True):
+        actual = step(ring, devices=4, variant=CAPACITY, method=ContextAttention.RING)
+        assert_equal(actual, one_device(variant=CAPACITY))
 
 
 def test_a_step_with_bad_gradients_leaves_the_biases():
