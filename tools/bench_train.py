@@ -109,9 +109,8 @@ def requests(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             batch = arguments.batch or max(1, case.batch_size * case.length // length)
             for rows in arguments.rows:
                 overrides = [*case.overrides, *(TINY if arguments.tiny else ())]
-                overrides += [f"data.length={length}"]
-                if "gpt" in name and length > 1024:
-                    overrides += [f"model.max_length={length}"]
+                # As many learned positions as the rows need, also beyond the published ones.
+                overrides += [f"data.length={length}", "model.max_length=null"]
                 request = {
                     "case": name,
                     "presets": [*case.presets, *filter(None, [arguments.hardware])],
