@@ -22,6 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from maxlm.config.choices import PositionKind
+from maxlm.config.load import load_config
+
 TOOLS = Path(__file__).resolve().parent
 
 
@@ -109,8 +112,10 @@ def requests(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             batch = arguments.batch or max(1, case.batch_size * case.length // length)
             for rows in arguments.rows:
                 overrides = [*case.overrides, *(TINY if arguments.tiny else ())]
-                # As many learned positions as the rows need, also beyond the published ones.
-                overrides += [f"data.length={length}", "model.max_length=null"]
+                overrides += [f"data.length={length}"]
+                if load_config(list(case.presets)).model.positions is PositionKind.LEARNED:
+                    # As many as the rows need, also beyond the published ones.
+                    overrides += [f"model.max_length={length}"]
                 request = {
                     "case": name,
                     "presets": [*case.presets, *filter(None, [arguments.hardware])],
