@@ -89,7 +89,8 @@ def measure(policy: str, arguments: argparse.Namespace) -> dict[str, Any]:
         *arguments.set,
     ]
     program = build([arguments.model or "models/llama3-8b"], overrides, devices=devices)
-    with jax.set_mesh(program.mesh):
+    # Abstract: a kernel may make constants while it is traced, which no described device can.
+    with jax.sharding.use_abstract_mesh(program.mesh.abstract_mesh):
         traced = program.step.trace(program.layout, program.batch)
         start = time.perf_counter()
         compiled = traced.lower().compile()
