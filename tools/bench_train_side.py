@@ -56,6 +56,8 @@ def main(request: dict[str, Any]) -> None:
         "batch_size": config.data.batch_size,
         "visible_share": round(visible_share(batches), 4),
         "mesh": _mesh(program),
+        "attention": _attention(program),
+        "told": program.told,
         "rematerialization": config.parallel.rematerialization.value,
         "precision": config.train.precision.value,
     }
@@ -164,6 +166,16 @@ def _mesh(program: Any) -> str:
     from maxlm.config.mesh_axes import product_of
 
     return product_of(program.mesh.shape)
+
+
+def _attention(program: Any) -> dict[str, str]:
+    """Who computes attention, by span of the layers."""
+    try:
+        from maxlm.model.attention_choices import attention_choices
+    except ImportError:  # the only one there is
+        return {"all": "blocks of queries in plain XLA"}
+    model = program.model
+    return attention_choices(model.config, model.execution, program.config.data.length)
 
 
 def _peak_memory() -> int:

@@ -42,6 +42,7 @@ class TrainProgram:
     mesh: Mesh
     model: ModelDefinition
     optimizer: Any
+    told: list[str]  # what was chosen, and why
 
     @cached_property
     def layout(self) -> TrainState:
@@ -115,6 +116,7 @@ def build(
     assert config.data.batch_size
     check_batch(config.data.batch_size, mesh, accumulation=config.train.accumulation)
     check_offload(config.parallel.rematerialization, mesh)
-    definition = define(config.model, execution_of(config))
+    told: list[str] = []
+    definition = define(config.model, execution_of(config, mesh, told.append))
     optimizer = make_optimizer(config.optimizer, definition.parameters)
-    return TrainProgram(config, mesh, definition, optimizer)
+    return TrainProgram(config, mesh, definition, optimizer, told)

@@ -30,6 +30,7 @@ FIELDS = [
     "batch_size",
     "visible_share",
     "mesh",
+    "attention",
     "rematerialization",
     "precision",
     "parameters",
