@@ -16,8 +16,10 @@ PROGRAM = """HloModule step, is_scheduled=true
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %p = (s32[], f32[8]) parameter(0)
   %fusion.1 = f32[8] fusion(%p), kind=kOutput, calls=%f, backend_config={"estimated_cycles":"100"}
-  %attention.7 = f32[8] custom-call(%fusion.1), custom_call_target="tpu_custom_call", metadata={
-kernel_metadata="two lines"}
+  %attention.7 = f32[8] custom-call(%fusion.1), custom_call_target="tpu_custom_call", kernel_metadata={
+"of": "several lines"
+}}, metadata={op_name="attention"}
+  %fusion.3 = f32[8] fusion(%p), kind=kLoop, backend_config={"estimated_cycles":"20"}
   ROOT %tuple = (s32[], f32[8]) tuple(%fusion.1)
 }
 
@@ -44,7 +46,7 @@ def test_cycles_are_multiplied_by_the_trips_of_loops():
     from tpu_cycles import estimate
 
     found = estimate(PROGRAM)
-    assert (found.cycles, found.matmul_cycles) == (3 * 100 + 5, 3 * 100)
+    assert (found.cycles, found.matmul_cycles) == (3 * (100 + 20) + 5, 3 * 100)
     assert found.kernels == {"attention": 3}
 
 
