@@ -52,6 +52,14 @@ CASES = {
         ("models/llama3.2-1b",), 2048, 16, ("parallel.rematerialization=matmuls",)
     ),
     "gpt3-xl": Case(("models/gpt3-xl",), 2048, 16, ("parallel.rematerialization=matmuls",)),
+    # 1.6B parameters, of which a token visits 0.4B.
+    "moe-1.6b": Case(
+        ("models/qwen3-0.6b",), 2048, 16,
+        (
+            "model.num_experts=16", "model.experts_per_token=2", "model.expert_mlp_dim=1024",
+            "parallel.rematerialization=matmuls",
+        ),
+    ),
     "llama-3b": Case(("models/llama3.2-3b",), 2048, 8, ("parallel.rematerialization=attention",)),
 }  # fmt: skip
 # Whatever the family, small enough for a CPU and a test.

@@ -170,12 +170,10 @@ def _mesh(program: Any) -> str:
 
 def _attention(program: Any) -> dict[str, str]:
     """Who computes attention, by span of the layers."""
-    try:
-        from maxlm.model.attention_choices import attention_choices
-    except ImportError:  # the only one there is
-        return {"all": "blocks of queries in plain XLA"}
+    from maxlm.model.attention_choices import attention_choices
+
     model = program.model
-    return attention_choices(model.config, model.execution, program.config.data.length)
+    return attention_choices(model.config, model.execution, program.config.data.length, program.mesh)
 
 
 def _peak_memory() -> int:

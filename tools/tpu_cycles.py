@@ -74,7 +74,7 @@ def _parse(text: str) -> tuple[dict[str, list[str]], str]:
             current = header.group(2)
             computations[current] = []
             entry = current if header.group(1) else entry
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":  # a Pallas kernel's metadata has lines that begin with braces
             current = ""
         elif current and _INSTRUCTION.match(line):
             computations[current].append(line)

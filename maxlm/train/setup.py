@@ -362,17 +362,17 @@ def execution_of(
         attention=config.parallel.attention,
         # The mesh's devices, not this machine's: they may only be described.
         hardware=hardware_of(mesh.devices.flat[0]) if mesh is not None else None,
-        experts=_expert_kernels(config, message),
+        experts=_expert_kernels(config, mesh, message),
         stages=stages_of(config.parallel, mesh) if mesh is not None else None,
     )
 
 
-def _expert_kernels(config: RunConfig, message: Message) -> ExpertKernels:
+def _expert_kernels(config: RunConfig, mesh: Mesh | None, message: Message) -> ExpertKernels:
     assert config.train.precision
     kernels, line = choose_expert_kernels(
         config.parallel.expert_matmul,
         config.parallel.expert_exchange,
-        platform=jax.default_backend(),
+        platform=hardware_of(mesh.devices.flat[0] if mesh is not None else None).platform,
         dtype=config.train.precision.value,
     )
     if config.model.num_experts:

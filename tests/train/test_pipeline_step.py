@@ -114,7 +114,7 @@ def one_device():
         ({"stage": 4, "pipeline_rounds": 2, "microbatches": 4}, False, "full"),
         ({"stage": 8}, False, "none"),
         ({"stage": 2, "fsdp": 4, "pipeline_rounds": 4}, False, "none"),
-        ({"stage": 2, "fsdp": 2, "tensor": 2, "pipeline_rounds": 2}, True, "dots"),
+        ({"stage": 2, "fsdp": 2, "tensor": 2, "pipeline_rounds": 2}, True, "matmuls"),
         ({"stage": 4, "replica": 2}, True, "full"),
         ({"stage": 2, "replica": 2, "context": 2, "pipeline_rounds": 2}, False, "none"),
     ],

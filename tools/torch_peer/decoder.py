@@ -25,6 +25,7 @@ SAME: dict[str, Any] = {
     "attention_logit_cap": None,
     "output_logit_cap": None,
     "embed_scale": None,
+    "num_experts": None,
 }
 ACTIVATIONS = {
     "silu": functional.silu,
