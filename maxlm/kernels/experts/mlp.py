@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.kernels.grouped_matmul.choose import GroupedMatmul
 
@@ -72,9 +73,12 @@ def equal_mlp(rows: jax.Array, weights: ExpertWeights, *, activation: Activation
 def _mlp(
     rows: jax.Array, weights: ExpertWeights, activation: Activation, linear: Linear
 ) -> jax.Array:
-    hidden = linear(rows, weights.up, weights.up_bias)
+    # Named for rematerialisation: what comes from other devices, and what matmuls make.
+    rows = checkpoint_name(rows, "expert_rows")
+    hidden = checkpoint_name(linear(rows, weights.up, weights.up_bias), "mlp_up")
     if weights.gate is not None:
-        hidden = activation(linear(rows, weights.gate, weights.gate_bias)) * hidden
+        gate = checkpoint_name(linear(rows, weights.gate, weights.gate_bias), "mlp_gate")
+        hidden = activation(gate) * hidden
     else:
         hidden = activation(hidden)
-    return linear(hidden, weights.down, weights.down_bias)
+    return checkpoint_name(linear(hidden, weights.down, weights.down_bias), "expert_out")
