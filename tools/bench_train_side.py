@@ -173,7 +173,9 @@ def _attention(program: Any) -> dict[str, str]:
     from maxlm.model.attention_choices import attention_choices
 
     model = program.model
-    return attention_choices(model.config, model.execution, program.config.data.length, program.mesh)
+    return attention_choices(
+        model.config, model.execution, program.config.data.length, program.mesh
+    )
 
 
 def _peak_memory() -> int:

@@ -15,8 +15,9 @@ from maxlm.data.tokenizers import Tokenizer, load_tokenizer
 from maxlm.errors import CheckpointError, ParallelError
 from maxlm.model.definition import ModelDefinition, Params, define
 from maxlm.parallel.mesh import make_mesh
+from maxlm.train.execution import execution_of
 from maxlm.train.run_folder import require_run
-from maxlm.train.setup import as_started, execution_of, restore_params, set_up_jax
+from maxlm.train.setup import as_started, restore_params, set_up_jax
 
 
 @dataclass(frozen=True)

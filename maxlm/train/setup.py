@@ -21,32 +21,28 @@ from jax.sharding import Mesh
 
 from maxlm import __version__, storage
 from maxlm.config.derive import Facts, Resolved, resolve
-from maxlm.config.derive_model import Derived, longest_length, resolve_model, row_lengths
+from maxlm.config.derive_model import Derived, longest_length, resolve_model
 from maxlm.config.dump import to_yaml
 from maxlm.config.meaning import keep_derived, meaning_diff
-from maxlm.config.schema import ContextAttention, Precision, RunConfig
+from maxlm.config.schema import Precision, RunConfig
 from maxlm.data.loader import Loader, Source
 from maxlm.data.open_sources import open_sources
 from maxlm.data.phases import Timeline
 from maxlm.data.store import TokenStore
 from maxlm.data.tokenizers import Tokenizer
 from maxlm.errors import CheckpointError, ConfigError
-from maxlm.kernels.attention.features import hardware_of
-from maxlm.kernels.context.choose import choose_context_attention
-from maxlm.kernels.experts.choose import choose_expert_kernels
-from maxlm.kernels.experts.dispatch import ExpertKernels
 from maxlm.model.attention_choices import attention_choices
 from maxlm.model.count import count_non_embedding_parameters, count_parameters
-from maxlm.model.decoder import Execution
 from maxlm.model.definition import ModelDefinition, Params, define
 from maxlm.model.rematerialization import check_offload
 from maxlm.parallel.agreement import process_index
 from maxlm.parallel.mesh import batch_multiple, check_batch, make_mesh
-from maxlm.parallel.stages import check_microbatches, stages_of
+from maxlm.parallel.stages import check_microbatches
 from maxlm.train.branch import branch_point, branched
 from maxlm.train.canonical import canonical_targets, from_canonical
 from maxlm.train.checkpoint_checks import from_first_process
 from maxlm.train.checkpoints import Checkpoints
+from maxlm.train.execution import execution_of
 from maxlm.train.left_out import ended_whole
 from maxlm.train.optimizer import make_optimizer
 from maxlm.train.parent import check_parent, check_tokenizer
@@ -330,54 +326,6 @@ def set_up_jax(config: RunConfig) -> None:
         folder = os.path.expanduser(config.logging.compile_cache)
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def execution_of(
-    config: RunConfig, mesh: Mesh | None = None, message: Message = lambda text: None
-) -> Execution:
-    """How the model of a resolved config is computed.
-
-    Args:
-        config: resolved.
-        mesh: what rows and heads have to divide over; None: nothing that a mesh decides is asked.
-        message: told what was chosen and why.
-
-    Raises:
-        ParallelError: rows do not divide over the mesh, or attention cannot be done as asked for.
-    """
-    wide = config.train.precision is Precision.FLOAT64
-    assert config.train.precision
-    method = ContextAttention.ALL_GATHER  # right on every mesh
-    if mesh is not None and mesh.shape["context"] > 1:
-        asked, lengths = config.parallel.context_attention, row_lengths(config)
-        method, reason = choose_context_attention(asked, config.model, mesh, lengths)
-        message(f"attention over context {mesh.shape['context']}: {method} ({reason})")
-    return Execution(
-        compute_dtype=jnp.dtype(config.train.precision.value),
-        param_dtype=jnp.float64 if wide else jnp.float32,
-        rematerialization=config.parallel.rematerialization,
-        scan_unroll=config.parallel.scan_unroll or 1,
-        loss_chunk=config.train.loss_chunk,
-        context_attention=method,
-        attention=config.parallel.attention,
-        # The mesh's devices, not this machine's: they may only be described.
-        hardware=hardware_of(mesh.devices.flat[0]) if mesh is not None else None,
-        experts=_expert_kernels(config, mesh, message),
-        stages=stages_of(config.parallel, mesh) if mesh is not None else None,
-    )
-
-
-def _expert_kernels(config: RunConfig, mesh: Mesh | None, message: Message) -> ExpertKernels:
-    assert config.train.precision
-    kernels, line = choose_expert_kernels(
-        config.parallel.expert_matmul,
-        config.parallel.expert_exchange,
-        platform=hardware_of(mesh.devices.flat[0] if mesh is not None else None).platform,
-        dtype=config.train.precision.value,
-    )
-    if config.model.num_experts:
-        message(line)
-    return kernels
 
 
 def load_params(reference: str, model: ModelDefinition, mesh: Mesh, tokenizer_hash: str) -> Params:
