@@ -36,6 +36,7 @@ from maxlm.model.count import count_non_embedding_parameters, count_parameters
 from maxlm.model.definition import ModelDefinition, Params, define
 from maxlm.model.rematerialization import check_offload
 from maxlm.parallel.agreement import process_index
+from maxlm.parallel.compiler_options import check_compiler_options
 from maxlm.parallel.mesh import batch_multiple, check_batch, make_mesh
 from maxlm.parallel.stages import check_microbatches
 from maxlm.train.branch import branch_point, branched
@@ -123,7 +124,8 @@ class Run:
         """Whether the last step is saved and nothing beside it was left out."""
         saved = self.timeline.total_steps in self.saved_steps()
         # As the first process sees it, which may have written the records a moment ago.
-        return saved and bool(from_first_process([int(ended_whole(self.folder.path))])[0])
+        whole = process_index() == 0 and ended_whole(self.folder.path)
+        return saved and bool(from_first_process([int(whole)])[0])
 
     def restore_or_begin(self, message: Message) -> tuple[TrainState, int]:
         """The newest good state of this run and its step, or a fresh state and 0.
@@ -235,6 +237,7 @@ def prepare(
     sources = open_sources(config.data)
     tokenizer = TokenStore(next(iter(config.data.mixture.values())).store).tokenizer()
     mesh = make_mesh(config.parallel)
+    check_compiler_options(config.parallel.compiler_options)
     resolved = _resolve(config, tokenizer, sources, mesh)
     config = resolved.config
     _check_meaning(folder, saved, config)
