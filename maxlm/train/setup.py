@@ -35,6 +35,7 @@ from maxlm.model.attention_choices import attention_choices
 from maxlm.model.count import count_non_embedding_parameters, count_parameters
 from maxlm.model.definition import ModelDefinition, Params, define
 from maxlm.model.rematerialization import check_offload
+from maxlm.parallel.accelerators import use_cpu_where_alone
 from maxlm.parallel.agreement import process_index
 from maxlm.parallel.compiler_options import check_compiler_options
 from maxlm.parallel.mesh import batch_multiple, check_batch, make_mesh
@@ -318,6 +319,7 @@ def _check_phases(
 
 def set_up_jax(config: RunConfig) -> None:
     """Set what has to be set before jax starts its devices."""
+    use_cpu_where_alone()
     if config.parallel.cpu_devices:
         # When jax has started already (a second run in one process), its devices are what they
         # are, and the mesh is checked against them.
