@@ -32,12 +32,13 @@ from maxlm.data.store import TokenStore
 from maxlm.data.tokenizers import Tokenizer
 from maxlm.errors import CheckpointError, ConfigError
 from maxlm.model.attention_choices import attention_choices
-from maxlm.model.count import count_non_embedding_parameters, count_parameters
+from maxlm.model.count import count_non_embedding_parameters, count_parameters, widest_mlp
 from maxlm.model.definition import ModelDefinition, Params, define
 from maxlm.model.rematerialization import check_offload
 from maxlm.parallel.accelerators import use_cpu_where_alone
 from maxlm.parallel.agreement import process_index
 from maxlm.parallel.compiler_options import check_compiler_options
+from maxlm.parallel.links import link_warnings
 from maxlm.parallel.mesh import batch_multiple, check_batch, make_mesh
 from maxlm.parallel.stages import check_microbatches
 from maxlm.train.branch import branch_point, branched
@@ -242,6 +243,8 @@ def prepare(
     resolved = _resolve(config, tokenizer, sources, mesh)
     config = resolved.config
     _check_meaning(folder, saved, config)
+    for text in link_warnings(mesh.devices, widest_mlp(config.model)):
+        message(f"a slow mesh: {text}")
 
     assert config.data.batch_size
     loader = Loader(

@@ -138,7 +138,7 @@ def test_a_start_record_says_what_the_run_is(run):
     record = start_record(run, None)
     assert (record["kind"], record["step"], record["resumed_from"]) == ("start", 0, None)
     assert (record["devices"], record["mesh"], record["processes"]) == (2, {"tensor": 2}, 1)
-    assert record["pipeline"] is None
+    assert record["link_warnings"] == [] and record["pipeline"] is None
     assert record["parameters"] == count_parameters(run.config.model)
     assert (record["total_steps"], record["total_tokens"]) == (20, 10 * 64 + 10 * 256)
     assert record["tokens_per_step"] == 64
