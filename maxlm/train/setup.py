@@ -124,10 +124,11 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """Whether the last step is saved and nothing beside it was left out."""
-        saved = self.timeline.total_steps in self.saved_steps()
+        if self.timeline.total_steps not in self.saved_steps():
+            return False
         # As the first process sees it, which may have written the records a moment ago.
         whole = process_index() == 0 and ended_whole(self.folder.path)
-        return saved and bool(from_first_process([int(whole)])[0])
+        return bool(from_first_process([int(whole)])[0])
 
     def restore_or_begin(self, message: Message) -> tuple[TrainState, int]:
         """The newest good state of this run and its step, or a fresh state and 0.
