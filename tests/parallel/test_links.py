@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from maxlm.config.load import load_config
 from maxlm.config.mesh_axes import MESH_AXES
 from maxlm.parallel.links import link_warnings
+from maxlm.train import setup
+from tests.small_run import devices, write_quick_config, write_text_store
 
 
 @dataclass(frozen=True)
@@ -98,3 +101,12 @@ def test_tensor_that_the_links_feed_is_fine(kind, mlp_dim, tensor):
 def test_host_devices_have_no_links():
     cpus = [Device("cpu", "cpu", i) for i in range(4)]
     assert link_warnings(mesh(cpus, tensor=4), 16) == []
+
+
+def test_a_run_says_it_at_its_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(setup, "link_warnings", lambda mesh, mlp_dim: [f"too wide for {mlp_dim}"])
+    config = write_quick_config(tmp_path, write_text_store(tmp_path / "store"))
+    told = []
+    with devices(1):
+        setup.prepare(load_config(str(config), ["model.mlp_dim=48"]), message=told.append)
+    assert "a slow mesh: too wide for 48" in told
