@@ -125,7 +125,14 @@ def state_of(names: list[str]) -> TrainState:
     shape = {name: _DECLARED for name in names}
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), shape)
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, jnp.copy(zero), params, {}, optimizer.init(params))
+    return TrainState(
+        step=zero,
+        skipped=jnp.copy(zero),
+        params=params,
+        variables={},
+        average={},
+        opt_state=optimizer.init(params),
+    )
 
 
 def _apart(name: str, layers: int) -> list[str]:

@@ -52,8 +52,8 @@ CASES = {
         ("models/llama3.2-1b",), 2048, 16, ("parallel.rematerialization=matmuls",)
     ),
     "gpt3-xl": Case(("models/gpt3-xl",), 2048, 16, ("parallel.rematerialization=matmuls",)),
-    # 1.6B parameters, of which a token visits 0.4B.
-    "moe-1.6b": Case(
+    # 1.74B parameters, of which a token visits 0.51B.
+    "moe-1.7b": Case(
         ("models/qwen3-0.6b",), 2048, 16,
         (
             "model.num_experts=16", "model.experts_per_token=2", "model.expert_mlp_dim=1024",

@@ -72,15 +72,15 @@ def gradients(parallel, method="all_gather", variant=None, accumulation=1):
     """Loss and gradients of the initial float64 model on a packed batch."""
     mesh, model = on_mesh(parallel, method, jnp.float64, variant)
 
-    def loss_sums(params, batch):
-        sums = model.bind(params).loss(batch, z_loss=1e-3)
+    def loss_sums(params, variables, batch):
+        sums = model.bind(params | variables).loss(batch, z_loss=1e-3)
         return sums.total, sums
 
     with jax.set_mesh(mesh):
         batch = next(packed_batches(1, length=LENGTH))
         placed = place_batch(batch, 8, local_rows(8, mesh), mesh)
         function = jax.jit(
-            lambda p, b: _accumulate(loss_sums, p, b, accumulation=accumulation),
+            lambda p, b: _accumulate(loss_sums, (p, {}), b, accumulation=accumulation),
             compiler_options=QUICK,
         )
         grads, sums = function(model.init(0, mesh), placed)
