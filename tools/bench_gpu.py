@@ -13,9 +13,11 @@ failed. Without `--store`, packed rows are of the shipped plays.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -112,17 +114,23 @@ def _run(part: Part, output: Path, left: float) -> dict[str, Any]:
         open(output / f"{part.name}.jsonl", "w") as out,
         open(output / f"{part.name}.log", "w") as log,
     ):
+        running = subprocess.Popen(
+            [sys.executable, *part.arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=out,
+            stderr=log,
+            start_new_session=True,
+        )
         try:
-            status = subprocess.run(
-                [sys.executable, *part.arguments],
-                cwd=ROOT,
-                env=environment,
-                stdout=out,
-                stderr=log,
-                timeout=min(part.seconds, left),
-            ).returncode
+            status = running.wait(min(part.seconds, left))
         except subprocess.TimeoutExpired:
             status = -1
+        finally:
+            # With the programs that it started: one left behind would keep the GPU's memory.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
     ended = {0: "done", -1: "out of time"}.get(status, "failed")
     return record | {"status": ended, "seconds": round(time.monotonic() - start, 1)}
 

@@ -41,8 +41,8 @@ from maxlm.model.definition import define
 from maxlm.parallel.mesh import make_mesh
 from maxlm.parallel.placement import local_rows, place_batch
 from maxlm.train.canonical import to_canonical
+from maxlm.train.execution import execution_of
 from maxlm.train.optimizer import make_optimizer
-from maxlm.train.setup import execution_of
 from maxlm.train.state import fresh_state
 from maxlm.train.step import make_train_step
 

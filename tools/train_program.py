@@ -24,9 +24,9 @@ from maxlm.model.definition import ModelDefinition, define
 from maxlm.model.rematerialization import check_offload
 from maxlm.parallel.axes import sharding
 from maxlm.parallel.mesh import check_batch, data_shards, make_mesh
+from maxlm.train.execution import execution_of
 from maxlm.train.optimizer import make_optimizer
 from maxlm.train.schedule import RateSchedule
-from maxlm.train.setup import execution_of
 from maxlm.train.state import TrainState, abstract_state, fresh_state
 from maxlm.train.step import make_train_step
 

@@ -104,6 +104,10 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    import jax
+
+    # Large arrays are summed up by a program: on the CPU, as a training may hold the accelerator.
+    jax.config.update("jax_platforms", "cpu")
     checkpoints, steps = _open(arguments.run, every=arguments.all)
     damaged = 0
     for number in steps:

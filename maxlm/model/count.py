@@ -40,6 +40,13 @@ def count_non_embedding_parameters(model: ModelConfig) -> int:
     return _blocks(model) + _norm(model, model.embed_dim)
 
 
+def widest_mlp(model: ModelConfig) -> int:
+    """Hidden width of the widest MLP that a token visits in a layer, experts counted together."""
+    visited = (model.experts_per_token + model.shared_experts) * (model.expert_mlp_dim or 0)
+    widths = [visited if experts else model.mlp_dim or 0 for experts in layers_with_experts(model)]
+    return max(widths, default=0)
+
+
 def count_matmul_parameters(model: ModelConfig) -> int:
     """Parameters that a token is multiplied with: blocks' matrices and the output projection.
 

@@ -81,9 +81,7 @@ def require_same(what: str, facts: Mapping[str, Any], *, hint: str = "") -> None
     if me == 0:
         shared.key_value_set(f"{key}/first", json.dumps(mine))
     else:
-        first = json.loads(
-            shared.blocking_key_value_get(f"{key}/first", int(PATIENCE_SECONDS * 1000))
-        )
+        first = json.loads(_first_process_said(f"{key}/first", f"compare {what}"))
         if different := _differences(mine, first):
             # Only who differs says so: thousands of processes agree by silence.
             shared.key_value_set(f"{key}/found/{me}", json.dumps(different))
@@ -101,6 +99,17 @@ def require_same(what: str, facts: Mapping[str, Any], *, hint: str = "") -> None
         + "\n  ".join(lines)
         + (f"\n{hint}" if hint else "")
     )
+
+
+def _first_process_said(key: str, what: str) -> str:
+    try:
+        return store().blocking_key_value_get(key, int(PATIENCE_SECONDS * 1000))
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):
+            raise
+        raise ParallelError(
+            f"process 0 did not come to '{what}' within {PATIENCE_SECONDS:.0f} s"
+        ) from error
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -133,8 +133,15 @@ def _launched(environment: Mapping[str, str]) -> Membership | None:
     for launcher in (_open_mpi, _mpich, _slurm, _tpu_hosts):
         member = launcher(environment)
         if member is not None and member.count > 1:
-            return member
+            return member if member.address else _placed_by_slurm(member, environment)
     return None
+
+
+def _placed_by_slurm(member: Membership, environment: Mapping[str, str]) -> Membership:
+    """What Slurm says of a process that it numbers alike, as `srun --mpi=pmi2` does for all."""
+    slurm = _slurm(environment)
+    alike = slurm and (slurm.count, slurm.process) == (member.count, member.process)
+    return slurm if slurm and alike else member
 
 
 def _open_mpi(environment: Mapping[str, str]) -> Membership | None:

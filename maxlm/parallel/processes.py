@@ -193,7 +193,8 @@ def _ending_together() -> Iterator[None]:
                 "has (its own log or the launcher says why); run the same command again to go on "
                 f"from the newest checkpoint ({' '.join(str(error).split())[:300]})"
             ) from error
-        text = str(error) if isinstance(error, MaxLMError) else f"{type(error).__name__}: {error}"
+        kind = [] if isinstance(error, MaxLMError) else [type(error).__name__]
+        text = ": ".join([*kind, *filter(None, [str(error)])])
         said = {"process": process_index(), "code": code, "text": text[:2000]}
         watch.announce(json.dumps(said))
         raise

@@ -80,6 +80,8 @@ def _gather(member: Membership, host: str, port: int, deadline: float, seconds: 
                 caller, _ = server.accept()
                 stack.enter_context(caller)
                 error = _take(caller, member, callers)
+            if len(callers) == member.count - 1:  # all have called, and all are to be there still
+                _forget_who_left(callers)
         for caller, _ in callers.values():
             with contextlib.suppress(OSError):  # it has gone; jax's own start will see that
                 caller.sendall(json.dumps({"greeting": GREETING, "error": error}).encode() + b"\n")
@@ -100,7 +102,7 @@ def _take(
             f"process {process} ({where}) was started as one of {count} processes, but process 0 "
             f"({_here()}) as one of {member.count}"
         )
-    elif process in callers or process == 0:
+    elif process == 0 or (process in callers and _is_there(callers[process][0])):
         first = callers[process][1] if process in callers else _here()
         error = f"two processes say that they are process {process}: {first} and {where}"
     else:
@@ -109,6 +111,24 @@ def _take(
     with contextlib.suppress(OSError):
         caller.sendall(json.dumps({"greeting": GREETING, "error": error}).encode() + b"\n")
     return error
+
+
+def _forget_who_left(callers: dict[int, tuple[socket.socket, str]]) -> None:
+    for process in [p for p, (caller, _) in callers.items() if not _is_there(caller)]:
+        del callers[process]
+
+
+def _is_there(caller: socket.socket) -> bool:
+    """Whether who called has not hung up: it was ended, and perhaps started again."""
+    caller.setblocking(False)  # with a timeout, Python would wait for it
+    try:
+        return bool(caller.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        caller.settimeout(_ANSWER_SECONDS)
 
 
 def _call(member: Membership, host: str, port: int, deadline: float, seconds: float) -> None:

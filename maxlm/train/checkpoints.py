@@ -274,9 +274,17 @@ class Checkpoints:
     ) -> tuple[Description, dict[str, jax.Array]]:
         from maxlm.train.checkpoint_arrays import read_arrays
 
-        description = layout.read_description(path)
+        problems: list[str] = []
+        description, arrays = None, {}
+        try:
+            description = layout.read_description(path)
+        except DamagedError as error:
+            problems = error.problems
+        # All pass over a checkpoint that one of them cannot use, or they would go on from different
+        # ones.
+        checks.agree(path, problems)
+        assert description is not None
         checks.check_targets(path, description, targets, partial)
-        problems, arrays = [], {}
         try:
             arrays = storage.retried(lambda: read_arrays(path, targets))
         except Exception as error:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 from maxlm.errors import DivergedError
+from maxlm.parallel.agreement import process_count
 from maxlm.train.step import StepMetrics
 
 # A skipped step changes no weight, so the next one differs by its data alone. That twenty batches in
@@ -38,11 +39,11 @@ class Divergence:
             return
         good = step - self._in_a_row
         finite = math.isfinite(window[-1].param_norm)
-        state = (
-            f"what is saved has the weights of step {good}"
-            if finite
-            else "the weights themselves are not finite any more, and are not saved"
-        )
+        state = "the weights themselves are not finite any more, and are not saved"
+        if finite and process_count() > 1:  # an error on several processes saves nothing
+            state = f"the weights are those of step {good}, and the newest checkpoint has these or older"
+        elif finite:
+            state = f"what is saved has the weights of step {good}"
         raise DivergedError(
             f"{self._run}: the gradients of the last {self._in_a_row} steps, up to step {step}, were "
             f"not finite, so nothing is learned any more; {state}. Look at loss and grad_norm before "

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from maxlm.config.choices import AttentionKernel
+from maxlm.config.choices import AttentionKernel, ExpertExchange, ExpertMatmul
 from maxlm.config.load import load_config
 from maxlm.config.schema import ParallelConfig, RunConfig
 from maxlm.data.tokenizers import Tokenizer, load_tokenizer
 from maxlm.errors import CheckpointError, ParallelError
 from maxlm.model.definition import ModelDefinition, Params, define
+from maxlm.parallel.compiler_options import check_compiler_options, refused_options
 from maxlm.parallel.mesh import make_mesh
+from maxlm.train.execution import execution_of
 from maxlm.train.run_folder import require_run
-from maxlm.train.setup import as_started, execution_of, restore_params, set_up_jax
+from maxlm.train.setup import as_started, restore_params, set_up_jax
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,30 @@ def load(reference: str, overrides: list[str] | None = None) -> TrainedModel:
     config = as_started(load_config(folder.config, overrides or []))
     set_up_jax(config)
     asked = any(o.startswith("parallel.") for o in overrides or [])
+    config = _for_this_machine(config, overrides or [], asked=asked)
     mesh = _mesh(config, asked=asked)
-    execution = execution_of(config, mesh)
-    if not asked:  # what the run forced on its own hardware may not run on this
-        execution = replace(execution, attention=AttentionKernel.AUTO)
-    model = define(config.model, execution)
+    model = define(config.model, execution_of(config, mesh))
     average = config.optimizer.average_decay is not None
     kind = "average" if average else "params"
     with jax.set_mesh(mesh):
         params, step = restore_params(folder, step, model, mesh, kind)
     return TrainedModel(config, step, model, params, load_tokenizer(folder.tokenizer), mesh)
+
+
+def _for_this_machine(config: RunConfig, overrides: list[str], *, asked: bool) -> RunConfig:
+    """The config without what the run was told for its own hardware and this one does not have."""
+    options = config.parallel.compiler_options
+    if any(o.startswith("parallel.compiler_options") for o in overrides):
+        check_compiler_options(options)
+    refused = refused_options(options)
+    changes: dict[str, Any] = {
+        "compiler_options": {n: value for n, value in options.items() if n not in refused}
+    }
+    if not asked:
+        changes["attention"] = AttentionKernel.AUTO
+        changes["expert_matmul"] = ExpertMatmul.AUTO
+        changes["expert_exchange"] = ExpertExchange.AUTO
+    return config.model_copy(update={"parallel": config.parallel.model_copy(update=changes)})
 
 
 def _mesh(config: RunConfig, *, asked: bool) -> Mesh:

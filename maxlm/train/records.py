@@ -15,8 +15,14 @@ import jax
 from maxlm import __version__
 from maxlm.model.attention_choices import attention_choices
 from maxlm.model.balance import RoutingMetrics
-from maxlm.model.count import MFU_FORMULA, count_parameters, train_flops_per_token
+from maxlm.model.count import (
+    MFU_FORMULA,
+    count_parameters,
+    train_flops_per_token,
+    widest_mlp,
+)
 from maxlm.parallel.device_peaks import peak_tflops
+from maxlm.parallel.links import link_warnings
 from maxlm.parallel.stages import check_microbatches
 from maxlm.train.clock import Clock
 from maxlm.train.display import Display
@@ -69,6 +75,7 @@ def start_record(run: Run, resumed_from: int | None) -> dict[str, Any]:
         "devices": len(devices),
         "device_kind": devices[0].device_kind,
         "mesh": {axis: size for axis, size in run.mesh.shape.items() if size > 1},
+        "link_warnings": link_warnings(run.mesh.devices, widest_mlp(run.config.model)),
         "pipeline": _pipeline(run, step.batch_size),
         "processes": jax.process_count(),
         "attention": attention_choices(

@@ -21,32 +21,31 @@ from jax.sharding import Mesh
 
 from maxlm import __version__, storage
 from maxlm.config.derive import Facts, Resolved, resolve
-from maxlm.config.derive_model import Derived, longest_length, resolve_model, row_lengths
+from maxlm.config.derive_model import Derived, longest_length, resolve_model
 from maxlm.config.dump import to_yaml
 from maxlm.config.meaning import keep_derived, meaning_diff
-from maxlm.config.schema import ContextAttention, Precision, RunConfig
+from maxlm.config.schema import Precision, RunConfig
 from maxlm.data.loader import Loader, Source
 from maxlm.data.open_sources import open_sources
 from maxlm.data.phases import Timeline
 from maxlm.data.store import TokenStore
 from maxlm.data.tokenizers import Tokenizer
 from maxlm.errors import CheckpointError, ConfigError
-from maxlm.kernels.attention.features import hardware_of
-from maxlm.kernels.context.choose import choose_context_attention
-from maxlm.kernels.experts.choose import choose_expert_kernels
-from maxlm.kernels.experts.dispatch import ExpertKernels
 from maxlm.model.attention_choices import attention_choices
-from maxlm.model.count import count_non_embedding_parameters, count_parameters
-from maxlm.model.decoder import Execution
+from maxlm.model.count import count_non_embedding_parameters, count_parameters, widest_mlp
 from maxlm.model.definition import ModelDefinition, Params, define
 from maxlm.model.rematerialization import check_offload
+from maxlm.parallel.accelerators import use_cpu_where_alone
 from maxlm.parallel.agreement import process_index
+from maxlm.parallel.compiler_options import check_compiler_options
+from maxlm.parallel.links import link_warnings
 from maxlm.parallel.mesh import batch_multiple, check_batch, make_mesh
-from maxlm.parallel.stages import check_microbatches, stages_of
+from maxlm.parallel.stages import check_microbatches
 from maxlm.train.branch import branch_point, branched
 from maxlm.train.canonical import canonical_targets, from_canonical
 from maxlm.train.checkpoint_checks import from_first_process
 from maxlm.train.checkpoints import Checkpoints
+from maxlm.train.execution import execution_of
 from maxlm.train.left_out import ended_whole
 from maxlm.train.optimizer import make_optimizer
 from maxlm.train.parent import check_parent, check_tokenizer
@@ -125,9 +124,11 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """Whether the last step is saved and nothing beside it was left out."""
-        saved = self.timeline.total_steps in self.saved_steps()
+        if self.timeline.total_steps not in self.saved_steps():
+            return False
         # As the first process sees it, which may have written the records a moment ago.
-        return saved and bool(from_first_process([int(ended_whole(self.folder.path))])[0])
+        whole = process_index() == 0 and ended_whole(self.folder.path)
+        return bool(from_first_process([int(whole)])[0])
 
     def restore_or_begin(self, message: Message) -> tuple[TrainState, int]:
         """The newest good state of this run and its step, or a fresh state and 0.
@@ -239,9 +240,12 @@ def prepare(
     sources = open_sources(config.data)
     tokenizer = TokenStore(next(iter(config.data.mixture.values())).store).tokenizer()
     mesh = make_mesh(config.parallel)
+    check_compiler_options(config.parallel.compiler_options)
     resolved = _resolve(config, tokenizer, sources, mesh)
     config = resolved.config
     _check_meaning(folder, saved, config)
+    for text in link_warnings(mesh.devices, widest_mlp(config.model)):
+        message(f"a slow mesh: {text}")
 
     assert config.data.batch_size
     loader = Loader(
@@ -319,6 +323,7 @@ def _check_phases(
 
 def set_up_jax(config: RunConfig) -> None:
     """Set what has to be set before jax starts its devices."""
+    use_cpu_where_alone()
     if config.parallel.cpu_devices:
         # When jax has started already (a second run in one process), its devices are what they
         # are, and the mesh is checked against them.
@@ -330,54 +335,6 @@ def set_up_jax(config: RunConfig) -> None:
         folder = os.path.expanduser(config.logging.compile_cache)
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def execution_of(
-    config: RunConfig, mesh: Mesh | None = None, message: Message = lambda text: None
-) -> Execution:
-    """How the model of a resolved config is computed.
-
-    Args:
-        config: resolved.
-        mesh: what rows and heads have to divide over; None: nothing that a mesh decides is asked.
-        message: told what was chosen and why.
-
-    Raises:
-        ParallelError: rows do not divide over the mesh, or attention cannot be done as asked for.
-    """
-    wide = config.train.precision is Precision.FLOAT64
-    assert config.train.precision
-    method = ContextAttention.ALL_GATHER  # right on every mesh
-    if mesh is not None and mesh.shape["context"] > 1:
-        asked, lengths = config.parallel.context_attention, row_lengths(config)
-        method, reason = choose_context_attention(asked, config.model, mesh, lengths)
-        message(f"attention over context {mesh.shape['context']}: {method} ({reason})")
-    return Execution(
-        compute_dtype=jnp.dtype(config.train.precision.value),
-        param_dtype=jnp.float64 if wide else jnp.float32,
-        rematerialization=config.parallel.rematerialization,
-        scan_unroll=config.parallel.scan_unroll or 1,
-        loss_chunk=config.train.loss_chunk,
-        context_attention=method,
-        attention=config.parallel.attention,
-        # The mesh's devices, not this machine's: they may only be described.
-        hardware=hardware_of(mesh.devices.flat[0]) if mesh is not None else None,
-        experts=_expert_kernels(config, mesh, message),
-        stages=stages_of(config.parallel, mesh) if mesh is not None else None,
-    )
-
-
-def _expert_kernels(config: RunConfig, mesh: Mesh | None, message: Message) -> ExpertKernels:
-    assert config.train.precision
-    kernels, line = choose_expert_kernels(
-        config.parallel.expert_matmul,
-        config.parallel.expert_exchange,
-        platform=hardware_of(mesh.devices.flat[0] if mesh is not None else None).platform,
-        dtype=config.train.precision.value,
-    )
-    if config.model.num_experts:
-        message(line)
-    return kernels
 
 
 def load_params(reference: str, model: ModelDefinition, mesh: Mesh, tokenizer_hash: str) -> Params:

@@ -137,3 +137,20 @@ def test_help_answers_at_once_with_examples():
     )
     assert time.perf_counter() - started < 1.5  # 0.1 s on an idle machine
     assert done.returncode == 0 and "maxlm checkpoints verify runs/quickstart" in done.stdout
+
+
+def test_large_arrays_are_verified_without_an_accelerator(run):
+    code = (
+        "import sys\n"
+        "from maxlm.cli.main import main\n"
+        "from maxlm.train import checkpoint_checks\n"
+        "checkpoint_checks._COMPILE_FROM_BYTES = 0\n"
+        f"sys.exit(main(['checkpoints', 'verify', {str(run)!r}]))\n"
+    )
+    # One that this machine does not have: as good as one that a training holds.
+    environment = os.environ | {"JAX_PLATFORMS": "tpu,cuda"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "step 200: good" in done.stdout

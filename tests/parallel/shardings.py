@@ -17,7 +17,7 @@ from maxlm.config.presets import preset_names
 from maxlm.config.schema import RunConfig
 from maxlm.model.definition import define
 from maxlm.parallel.mesh import mesh_sizes
-from maxlm.train.setup import execution_of
+from maxlm.train.execution import execution_of
 
 FOLDER = Path(__file__).parent / "shardings"
 # Devices that a run is meant for, where neither its config nor its name says so; models alone are

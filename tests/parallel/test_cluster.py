@@ -117,6 +117,14 @@ def test_what_is_missing_or_wrong_is_said(environment, message):
         find_membership(environment)
 
 
+def test_slurm_says_where_the_first_process_is_that_its_pmi_only_numbers():
+    pmi = {"PMI_SIZE": "4", "PMI_RANK": "3"}  # srun --mpi=pmi2, on some clusters the default
+    assert find_membership(SLURM | pmi) == find_membership(SLURM)
+    # Hydra's mpiexec starts one proxy a node by srun: there Slurm counts something else.
+    with pytest.raises(ParallelError, match="nothing says where process 0 is"):
+        find_membership(SLURM | {"PMI_SIZE": "16", "PMI_RANK": "3"})
+
+
 def test_several_processes_on_a_machine_take_one_gpu_each():
     slurm = find_membership(SLURM)
     assert slurm.local_devices(SLURM) == [1]

@@ -1,13 +1,14 @@
 """Processes meeting, played by threads: nothing here needs a second process."""
 
 import contextlib
+import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
 from maxlm.errors import ParallelError
 from maxlm.launch.local import free_port
 from maxlm.parallel.cluster import Membership
-from maxlm.parallel.rendezvous import bind_address, meet
+from maxlm.parallel.rendezvous import GREETING, bind_address, meet
 
 
 def outcomes(members: list[Membership], seconds: float) -> list[str]:
@@ -83,6 +84,34 @@ def test_a_stranger_at_the_port_is_ignored():
             stranger.shutdown(socket.SHUT_WR)
             meet(group[1], 20)
         first.result()
+
+
+def call_and_die(port: int, process: int, count: int) -> None:
+    with reached(port) as caller:
+        hello = {"greeting": GREETING, "process": process, "count": count, "where": "gone"}
+        caller.sendall(json.dumps(hello).encode() + b"\n")
+
+
+def test_one_that_ends_while_it_waits_may_come_again():
+    group = members(3, 0, 1, 2)
+    port = int(group[0].address.rpartition(":")[2])
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(meet, group[0], 20)
+        call_and_die(port, 1, 3)
+        other = pool.submit(meet, group[2], 20)
+        meet(group[1], 20)
+        first.result()
+        other.result()
+
+
+def test_one_that_ended_while_it_waited_is_missing():
+    group = members(3, 0, 2)
+    port = int(group[0].address.rpartition(":")[2])
+    with ThreadPoolExecutor(1) as pool:
+        said = pool.submit(outcomes, group, 2.0)
+        call_and_die(port, 1, 3)
+        for text in said.result():
+            assert "process 1 of 3 did not join within 2 s" in text
 
 
 def test_processes_of_one_machine_listen_on_it_alone():

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +186,23 @@ def test_dispatch_is_measured_for_the_states_that_are_promised():
     for record in records:
         times = record["dispatch_ms"]
         assert 0 < times["fast"] <= times["median"] <= times["slow"]
+
+
+def test_a_part_that_runs_out_of_time_leaves_no_program_behind(tmp_path):
+    from bench_gpu import Part, _run
+
+    program = tmp_path / "part.py"
+    program.write_text(
+        "import subprocess, sys, pathlib\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"pathlib.Path({str(tmp_path / 'child')!r}).write_text(str(child.pid))\n"
+        "child.wait()\n"
+    )
+    record = _run(Part("slow", (str(program),), 3), tmp_path, 100)
+    assert record["status"] == "out of time"
+    child = Path("/proc", (tmp_path / "child").read_text(), "stat")
+    # Gone, or a zombie that nobody has collected yet: it holds nothing.
+    deadline = time.monotonic() + 10
+    while child.exists() and child.read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -5,8 +5,22 @@ Run as `python distributed_save.py PROCESS PORT FOLDER`.
 
 import sys
 import warnings
+from typing import Any
 
 import jax
+import pytest
+
+
+def unreadable(folder: str) -> Any:
+    """A `read_description` that finds one checkpoint damaged."""
+    from maxlm.train.checkpoint_format import DamagedError, read_description
+
+    def read(path: str) -> Any:
+        if path == folder:
+            raise DamagedError(path, ["not readable here"])
+        return read_description(path)
+
+    return read
 
 
 def main(process: int, port: int, folder: str) -> None:
@@ -15,6 +29,7 @@ def main(process: int, port: int, folder: str) -> None:
     from checkpoint_state import assert_same, host_state, make_mesh, place, targets
     from jax.experimental import multihost_utils
 
+    from maxlm.train import checkpoint_format
     from maxlm.train.checkpoints import Checkpoints
 
     assert jax.process_count() == 2 and jax.device_count() == 8
@@ -29,6 +44,12 @@ def main(process: int, port: int, folder: str) -> None:
     assert step == 3
     local = {n: a for n, a in arrays.items() if a.is_fully_replicated}
     assert_same(local, {n: host_state(3)[n] for n in local})
+
+    with pytest.MonkeyPatch.context() as patch:
+        if process == 1:  # its machine's view of a shared folder lags behind, say
+            patch.setattr(checkpoint_format, "read_description", unreadable(checkpoints.path(3)))
+        _, metadata, step = checkpoints.restore(None, targets(mesh))
+    assert step == metadata["cursor"] == 2
 
     multihost_utils.sync_global_devices("before the damage")
     if process == 0:

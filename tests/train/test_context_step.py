@@ -24,9 +24,9 @@ from maxlm.model.decoder import Execution
 from maxlm.model.definition import define
 from maxlm.parallel.mesh import make_mesh
 from maxlm.parallel.placement import local_rows, place_batch
+from maxlm.train.execution import execution_of
 from maxlm.train.optimizer import make_optimizer
 from maxlm.train.schedule import RateSchedule
-from maxlm.train.setup import execution_of
 from maxlm.train.state import fresh_state
 from maxlm.train.step import _accumulate, make_train_step
 from tests.train.test_step import SHAPE, packed_batches

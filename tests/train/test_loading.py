@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
+import yaml
 
 import maxlm
 from maxlm.config.load import load_config
 from maxlm.data.rows import InMemoryTokens
 from maxlm.data.windows import eval_batches
-from maxlm.errors import CheckpointError, ParallelError
+from maxlm.errors import CheckpointError, ConfigError, ParallelError
 from maxlm.evaluate.perplexity import evaluate, make_eval_step
 from maxlm.generate.generator import Generator
 from maxlm.generate.sampling import SamplingOptions
@@ -122,6 +125,35 @@ def test_a_mesh_that_is_asked_for_is_made_or_refused(run, weights):
             load(run.path, ["parallel.tensor=1"])
         with pytest.raises(ParallelError, match="heads dim of 2 does not divide over 4"):
             load(run.path, ["parallel.fsdp=1", "parallel.tensor=4"])
+
+
+def forced(run, folder, **parallel):
+    """A copy of the run that was trained with options for other hardware."""
+    copy = shutil.copytree(run.path, folder / "forced")
+    saved = yaml.safe_load((copy / "config.yaml").read_text())
+    saved["parallel"] |= parallel
+    (copy / "config.yaml").write_text(yaml.safe_dump(saved))
+    return str(copy)
+
+
+def test_what_a_run_was_told_for_its_own_hardware_is_left_out_elsewhere(run, tmp_path, weights):
+    options = {"xla_tpu_scoped_vmem_limit_kib": 65536, "xla_cpu_enable_fast_math": False}
+    path = forced(
+        run,
+        tmp_path,
+        attention="splash",
+        expert_matmul="megablox",
+        expert_exchange="all_to_all",
+        compiler_options=options,
+    )
+    with devices(2):
+        trained = load(path)
+        assert_holds(trained, weights(8, "average"))
+        kept = trained.config.parallel.compiler_options
+        assert kept == {"xla_cpu_enable_fast_math": False}
+        make_eval_step(trained.model, trained.token_bytes, kept)  # compiled when it is called
+    with devices(2), pytest.raises(ConfigError, match=r"compiler_options\.xla_tpu_foo: No such"):
+        load(run.path, ["parallel.compiler_options.xla_tpu_foo=1"])
 
 
 class Spy:

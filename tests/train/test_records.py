@@ -15,6 +15,7 @@ from maxlm.config.schema import ModelConfig, ParallelConfig, RunConfig
 from maxlm.data.phases import build_timeline
 from maxlm.model.balance import RoutingMetrics
 from maxlm.model.count import count_parameters, train_flops_per_token
+from maxlm.model.definition import define
 from maxlm.parallel.mesh import make_mesh
 from maxlm.train.clock import Speed
 from maxlm.train.records import RecordWriter, start_record, train_record
@@ -43,6 +44,7 @@ def run():
         config=config,
         timeline=build_timeline(config.data, batch_size=4, total=parse_duration("20 steps")),
         mesh=make_mesh(ParallelConfig(tensor=2), jax.devices()[:2]),
+        model=define(config.model),
         derived=[SimpleNamespace(key="model.vocab_size", value=50, rule="the tokenizer's")],
         loader=SimpleNamespace(summary=lambda: {"hash": "abc"}),
     )
@@ -136,6 +138,7 @@ def test_a_start_record_says_what_the_run_is(run):
     record = start_record(run, None)
     assert (record["kind"], record["step"], record["resumed_from"]) == ("start", 0, None)
     assert (record["devices"], record["mesh"], record["processes"]) == (2, {"tensor": 2}, 1)
+    assert record["link_warnings"] == [] and record["pipeline"] is None
     assert record["parameters"] == count_parameters(run.config.model)
     assert (record["total_steps"], record["total_tokens"]) == (20, 10 * 64 + 10 * 256)
     assert record["tokens_per_step"] == 64
