@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from maxlm.config.choices import AttentionKernel
 from maxlm.config.load import load_config
 from maxlm.config.schema import ParallelConfig, RunConfig
 from maxlm.data.tokenizers import Tokenizer, load_tokenizer
@@ -18,10 +17,13 @@ from maxlm.parallel.mesh import make_mesh
 from maxlm.train.run_folder import require_run
 from maxlm.train.setup import as_started, execution_of, restore_params, set_up_jax
 
+# Options of `parallel` whose values may be of one hardware alone.
+OF_HARDWARE = ("attention", "expert_matmul", "expert_exchange", "compiler_options")
+
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model with its weights, tokenizer and the config that it was trained with."""
+    """A model with its weights, tokenizer and the config that it was trained with, but for `OF_HARDWARE`."""
 
     config: RunConfig
     step: int
@@ -48,19 +50,31 @@ def load(reference: str, overrides: list[str] | None = None) -> TrainedModel:
         ParallelError: the overrides ask for a mesh that does not fit.
     """
     folder, step = require_run(reference)
-    config = as_started(load_config(folder.config, overrides or []))
+    overrides = overrides or []
+    config = _for_any_hardware(as_started(load_config(folder.config, overrides)), overrides)
     set_up_jax(config)
-    asked = any(o.startswith("parallel.") for o in overrides or [])
-    mesh = _mesh(config, asked=asked)
-    execution = execution_of(config, mesh)
-    if not asked:  # what the run forced on its own hardware may not run on this
-        execution = replace(execution, attention=AttentionKernel.AUTO)
-    model = define(config.model, execution)
+    mesh = _mesh(config, asked=any(o.startswith("parallel.") for o in overrides))
+    model = define(config.model, execution_of(config, mesh))
     average = config.optimizer.average_decay is not None
     kind = "average" if average else "params"
     with jax.set_mesh(mesh):
         params, step = restore_params(folder, step, model, mesh, kind)
     return TrainedModel(config, step, model, params, load_tokenizer(folder.tokenizer), mesh)
+
+
+def _for_any_hardware(config: RunConfig, overrides: list[str]) -> RunConfig:
+    """The config without what the run asked of its own hardware, which this may not be able to do.
+
+    What overrides ask for stays.
+    """
+    fields = ParallelConfig.model_fields
+    reset = {
+        name: fields[name].get_default(call_default_factory=True)
+        for name in OF_HARDWARE
+        if not any(o.startswith(f"parallel.{name}") for o in overrides)
+    }
+    parallel = config.parallel.model_copy(update=reset)
+    return config.model_copy(update={"parallel": parallel})
 
 
 def _mesh(config: RunConfig, *, asked: bool) -> Mesh:

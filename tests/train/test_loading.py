@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
+import yaml
 
 import maxlm
+from maxlm.config.choices import AttentionKernel
 from maxlm.config.load import load_config
 from maxlm.data.rows import InMemoryTokens
 from maxlm.data.windows import eval_batches
@@ -122,6 +126,26 @@ def test_a_mesh_that_is_asked_for_is_made_or_refused(run, weights):
             load(run.path, ["parallel.tensor=1"])
         with pytest.raises(ParallelError, match="heads dim of 2 does not divide over 4"):
             load(run.path, ["parallel.fsdp=1", "parallel.tensor=4"])
+
+
+def test_what_the_run_asked_of_its_own_hardware_does_not_keep_it_from_other_hardware(run, tmp_path):
+    copy = tmp_path / "trained on a TPU"
+    shutil.copytree(run.path, copy)
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["parallel"] |= {
+        "attention": "splash",
+        "expert_matmul": "megablox",
+        "expert_exchange": "all_to_all",
+        "compiler_options": {"xla_tpu_scoped_vmem_limit_kib": 65536},
+    }
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    with devices(2):
+        for overrides in ([], ["parallel.fsdp=2"]):
+            trained = load(str(copy), overrides)
+            assert trained.config.parallel.compiler_options == {}
+            assert trained.model.execution.attention is AttentionKernel.AUTO
+        asked = load(str(copy), ["parallel.attention=splash"])
+        assert asked.model.execution.attention is AttentionKernel.SPLASH
 
 
 class Spy:
