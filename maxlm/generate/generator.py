@@ -17,7 +17,7 @@ from maxlm.errors import ConfigError
 from maxlm.generate.sampling import SamplingOptions, sample
 from maxlm.model.attention import Cache
 from maxlm.model.definition import ModelDefinition, Params
-from maxlm.parallel.axes import constrain
+from maxlm.parallel.axes import constrain, mesh_shards
 from maxlm.parallel.placement import on_mesh_of
 
 
@@ -99,6 +99,7 @@ class Generator:
         options: SamplingOptions,
     ) -> tuple[jax.Array, list[list[Cache]]]:
         decoder = self.model.bind(params)
+        tokens, segments = _everywhere(tokens), _everywhere(segments)
         batch, length = tokens.shape
         current = segments[:, :length]
         caches = decoder.empty_caches(batch, self.context_length)
@@ -106,7 +107,7 @@ class Generator:
         logits, caches = decoder.extend(
             tokens, positions, current, caches, segments, jnp.zeros((), jnp.int32)
         )
-        return _everywhere(sample(key, logits, options)), caches
+        return _everywhere(sample(key, logits, options)), _placed(caches)
 
     def _next_token(
         self,
@@ -120,16 +121,33 @@ class Generator:
         options: SamplingOptions,
     ) -> tuple[jax.Array, list[list[Cache]], jax.Array]:
         decoder = self.model.bind(params)
+        segments = _everywhere(segments)
         position = segments.sum(-1, keepdims=True)  # [B, 1], padding has segment 0
         segments = jax.lax.dynamic_update_index_in_dim(segments, jnp.ones_like(token), used, 1)
         ones = jnp.ones_like(token)[:, None]
         logits, caches = decoder.extend(token[:, None], position, ones, caches, segments, used)
-        return _everywhere(sample(key, logits, options)), caches, segments
+        drawn = _everywhere(sample(key, logits, options))
+        return drawn, _placed(caches), _everywhere(segments)
 
 
-def _everywhere(drawn: jax.Array) -> jax.Array:
-    """`[B]` tokens whole on every device: each process reads them all."""
-    return constrain(drawn, "activation")
+def _everywhere(tokens: jax.Array) -> jax.Array:
+    """Tokens, or what goes with them, whole on every device: each process reads them all.
+
+    Left alone, the compiler may lay 2 rows over 8 devices in a way that no sharding of the mesh can
+    say, and the call fails.
+    """
+    return constrain(tokens, *["activation"] * tokens.ndim)
+
+
+def _placed(caches: list[list[Cache]]) -> list[list[Cache]]:
+    """Caches `[L, B, S, K, C]`, rows over the data axes where they divide and else whole."""
+
+    def place(cache: jax.Array) -> jax.Array:
+        divides = cache.shape[1] % mesh_shards("batch") == 0
+        rows = "batch" if divides else "activation"
+        return constrain(cache, "activation", rows, "activation", "kv_heads", "head_dim")
+
+    return jax.tree.map(place, caches)
 
 
 def _padded_length(length: int, context_length: int) -> int:

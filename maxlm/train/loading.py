@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from maxlm.config.choices import AttentionKernel, ExpertExchange, ExpertMatmul
 from maxlm.config.load import load_config
 from maxlm.config.schema import ParallelConfig, RunConfig
 from maxlm.data.tokenizers import Tokenizer, load_tokenizer
@@ -21,10 +20,13 @@ from maxlm.train.execution import execution_of
 from maxlm.train.run_folder import require_run
 from maxlm.train.setup import as_started, restore_params, set_up_jax
 
+# Options of `parallel` that force a kernel, which other hardware may not have.
+KERNELS = ("attention", "expert_matmul", "expert_exchange")
+
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model with its weights, tokenizer and the config that it was trained with."""
+    """A model with its weights, tokenizer and the config that it was trained with, but for `OF_HARDWARE`."""
 
     config: RunConfig
     step: int
@@ -51,10 +53,11 @@ def load(reference: str, overrides: list[str] | None = None) -> TrainedModel:
         ParallelError: the overrides ask for a mesh that does not fit.
     """
     folder, step = require_run(reference)
-    config = as_started(load_config(folder.config, overrides or []))
+    overrides = overrides or []
+    config = as_started(load_config(folder.config, overrides))
     set_up_jax(config)
-    asked = any(o.startswith("parallel.") for o in overrides or [])
-    config = _for_this_machine(config, overrides or [], asked=asked)
+    asked = any(o.startswith("parallel.") for o in overrides)
+    config = _for_this_machine(config, overrides)
     mesh = _mesh(config, asked=asked)
     model = define(config.model, execution_of(config, mesh))
     average = config.optimizer.average_decay is not None
@@ -64,19 +67,23 @@ def load(reference: str, overrides: list[str] | None = None) -> TrainedModel:
     return TrainedModel(config, step, model, params, load_tokenizer(folder.tokenizer), mesh)
 
 
-def _for_this_machine(config: RunConfig, overrides: list[str], *, asked: bool) -> RunConfig:
-    """The config without what the run was told for its own hardware and this one does not have."""
+def _for_this_machine(config: RunConfig, overrides: list[str]) -> RunConfig:
+    """The config without what the run was told for its own hardware, which this may not have.
+
+    What overrides ask for stays.
+    """
+
+    def asked(name: str) -> bool:
+        return any(o.startswith(f"parallel.{name}") for o in overrides)
+
+    fields = ParallelConfig.model_fields
+    changes: dict[str, Any] = {n: fields[n].default for n in KERNELS if not asked(n)}
     options = config.parallel.compiler_options
-    if any(o.startswith("parallel.compiler_options") for o in overrides):
+    if asked("compiler_options"):
         check_compiler_options(options)
-    refused = refused_options(options)
-    changes: dict[str, Any] = {
-        "compiler_options": {n: value for n, value in options.items() if n not in refused}
-    }
-    if not asked:
-        changes["attention"] = AttentionKernel.AUTO
-        changes["expert_matmul"] = ExpertMatmul.AUTO
-        changes["expert_exchange"] = ExpertExchange.AUTO
+    else:
+        refused = refused_options(options)
+        changes["compiler_options"] = {n: v for n, v in options.items() if n not in refused}
     return config.model_copy(update={"parallel": config.parallel.model_copy(update=changes)})
 
 

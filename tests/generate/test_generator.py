@@ -42,3 +42,20 @@ def test_a_prompt_is_read_once_while_the_context_has_room(trained, length, count
     tokens, reads = drawn(trained, length, 64, count)
     assert reads == 1
     assert tokens == drawn(trained, length, 4096, count)[0]
+
+
+@pytest.mark.parametrize(
+    "layout", [{"replica": 8, "fsdp": 1}, {"replica": 2, "fsdp": 2, "context": 2}]
+)
+def test_fewer_prompts_than_devices_are_continued_as_on_one(trained, layout):
+    model, params = trained
+    mesh = make_mesh(ParallelConfig(**layout))
+    prompts = [[1, 2, 3], [4, 5, 6, 7]]
+
+    def continued(params):
+        options = SamplingOptions(temperature=0)
+        generator = Generator(model, context_length=16)
+        return np.stack(list(generator.stream(params, prompts, max_tokens=16, options=options)))
+
+    spread = jax.device_put(params, model.shardings(mesh))
+    np.testing.assert_array_equal(continued(spread), continued(params))

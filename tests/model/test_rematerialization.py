@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from maxlm.batch import Batch
-from maxlm.config.choices import Rematerialization
+from maxlm.config.choices import ContextAttention, Rematerialization
 from maxlm.config.schema import ModelConfig, ParallelConfig
 from maxlm.errors import ParallelError
 from maxlm.model.decoder import Execution
@@ -16,6 +16,7 @@ from maxlm.model.definition import define
 from maxlm.model.rematerialization import check_offload
 from maxlm.parallel.mesh import make_mesh
 from maxlm.parallel.placement import local_rows, place_batch
+from tests.kernels.operations import operations
 
 LAYERS, LENGTH = 4, 64
 GATED = {
@@ -122,6 +123,24 @@ def test_no_matmul_of_an_expert_runs_twice_where_matmuls_are_kept(devices):
             # A grouped matmul is a loop over blocks around one matmul.
             found[policy] = str(jax.make_jaxpr(grad)(shapes)).count("dot_general")
     assert found["matmuls"] == found["none"] < found["full"]
+
+
+@pytest.mark.parametrize("method", [m for m in ContextAttention if m is not ContextAttention.AUTO])
+def test_attention_over_several_devices_runs_twice_only_under_full(method):
+    mesh = make_mesh(ParallelConfig(fsdp=1, context=2), jax.devices()[:2])
+    loops = {}
+    with jax.set_mesh(mesh):
+        for policy in ("none", "matmuls", "attention", "full"):
+            execution = Execution(
+                rematerialization=Rematerialization(policy), context_attention=method
+            )
+            model = define(ModelConfig(**GATED), execution)
+            shapes = {
+                n: jax.ShapeDtypeStruct(i.shape, "float32") for n, i in model.parameters.items()
+            }
+            grad = jax.grad(lambda p, m=model: m.bind(p).loss(batch()).total)
+            loops[policy] = operations(jax.make_jaxpr(grad)(shapes).jaxpr)["while"]
+    assert loops["none"] == loops["matmuls"] == loops["attention"] < loops["full"]
 
 
 def count_projections(jaxpr) -> int:

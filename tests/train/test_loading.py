@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import maxlm
+from maxlm.config.choices import AttentionKernel
 from maxlm.config.load import load_config
 from maxlm.data.rows import InMemoryTokens
 from maxlm.data.windows import eval_batches
@@ -152,6 +153,8 @@ def test_what_a_run_was_told_for_its_own_hardware_is_left_out_elsewhere(run, tmp
         kept = trained.config.parallel.compiler_options
         assert kept == {"xla_cpu_enable_fast_math": False}
         make_eval_step(trained.model, trained.token_bytes, kept)  # compiled when it is called
+        asked = load(path, ["parallel.attention=splash"])
+        assert asked.model.execution.attention is AttentionKernel.SPLASH
     with devices(2), pytest.raises(ConfigError, match=r"compiler_options\.xla_tpu_foo: No such"):
         load(run.path, ["parallel.compiler_options.xla_tpu_foo=1"])
 

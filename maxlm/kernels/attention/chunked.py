@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.kernels.attention.features import Features
 from maxlm.kernels.attention.parts import backward_part, forward_part, whole_rows
+from maxlm.kernels.one_mapped import one_mapped
 
 FEATURES = Features(platforms=("cpu", "gpu", "tpu"), dtypes=("bfloat16", "float32", "float64"))
 
@@ -56,8 +57,8 @@ def _forward(
     value: jax.Array,
     segment_ids: jax.Array,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    places = whole_rows(segment_ids)
-    out, lse = forward_part(query, key, value, places, window=window, logit_cap=logit_cap)
+    part = one_mapped(partial(forward_part, window=window, logit_cap=logit_cap))
+    out, lse = part(query, key, value, whole_rows(segment_ids))
     out = checkpoint_name(out.astype(query.dtype), "attention_out")
     lse = checkpoint_name(lse, "attention_lse")
     return out, (query, key, value, segment_ids, out, lse)
@@ -70,10 +71,8 @@ def _backward(
     d_out: jax.Array,
 ) -> tuple[jax.Array | None, ...]:
     query, key, value, segment_ids, out, lse = residuals
-    places = whole_rows(segment_ids)
-    grads = backward_part(
-        query, key, value, out, lse, d_out, places, window=window, logit_cap=logit_cap
-    )
+    part = one_mapped(partial(backward_part, window=window, logit_cap=logit_cap))
+    grads = part(query, key, value, out, lse, d_out, whole_rows(segment_ids))
     return (*(g.astype(query.dtype) for g in grads), None)
 
 

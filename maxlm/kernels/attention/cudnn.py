@@ -31,6 +31,7 @@ from jax.ad_checkpoint import checkpoint_name
 from maxlm.errors import ParallelError
 from maxlm.kernels.attention.features import Features
 from maxlm.kernels.attention.parts import backward_part, forward_part, whole_rows
+from maxlm.kernels.one_mapped import one_mapped
 
 FEATURES = Features(
     platforms=("gpu",),
@@ -146,6 +147,20 @@ def _forward(
     value: jax.Array,
     segment_ids: jax.Array,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    out, stats = one_mapped(partial(_forward_of_any, window))(query, key, value, segment_ids)
+    out = checkpoint_name(out, "attention_out")
+    stats = checkpoint_name(stats, "attention_lse")
+    return out, (query, key, value, segment_ids, out, stats)
+
+
+def _forward_of_any(
+    window: int | None,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Output and statistics, by cuDNN where the documents fit its packed layout."""
     packed = _pack(query, key, segment_ids)
     stats_shape = (packed.lengths.size, query.shape[2], query.shape[1])
 
@@ -155,16 +170,28 @@ def _forward(
         return out.astype(query.dtype), stats
 
     call = partial(packed_forward, query, key, value, packed, window=window)
-    out, stats = jax.lax.cond(packed.fits, call, chunked)
-    out = checkpoint_name(out, "attention_out")
-    stats = checkpoint_name(stats, "attention_lse")
-    return out, (query, key, value, segment_ids, out, stats)
+    return jax.lax.cond(packed.fits, call, chunked)
 
 
 def _backward(
     window: int | None, residuals: tuple[jax.Array, ...], d_out: jax.Array
 ) -> tuple[jax.Array | None, ...]:
-    query, key, value, segment_ids, out, stats = residuals
+    return (*one_mapped(partial(_backward_of_any, window))(*residuals, d_out), None)
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _backward_of_any(
+    window: int | None,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    out: jax.Array,
+    stats: jax.Array,
+    d_out: jax.Array,
+) -> tuple[jax.Array, ...]:
     packed = _pack(query, key, segment_ids)
 
     def chunked() -> tuple[jax.Array, ...]:
@@ -174,10 +201,7 @@ def _backward(
         return tuple(g.astype(query.dtype) for g in grads)
 
     call = partial(packed_backward, query, key, value, out, stats, d_out, packed, window=window)
-    return (*jax.lax.cond(packed.fits, call, chunked), None)
-
-
-_attention.defvjp(_forward, _backward)
+    return jax.lax.cond(packed.fits, call, chunked)
 
 
 def _pack(query: jax.Array, key: jax.Array, segment_ids: jax.Array) -> Packed:

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.kernels.context.blocks import (
     Features,
@@ -29,6 +30,7 @@ from maxlm.kernels.context.blocks import (
     empty_softmax,
     wide_dtype,
 )
+from maxlm.kernels.one_mapped import one_mapped
 from maxlm.parallel.axes import LENGTH_AXES
 
 Pair = jax.Array  # four int32: offset and start of the queries' part, then of the keys'
@@ -57,20 +59,44 @@ def ring_attention(
 def _forward(
     features: Features, query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array
 ) -> tuple[jax.Array, Residuals]:
+    out, log_sum = one_mapped(partial(_attended, features))(query, key, value, segments)
+    out = checkpoint_name(out, "attention_out")
+    log_sum = checkpoint_name(log_sum, "attention_lse")
+    return out, (query, key, value, segments, out, log_sum)
+
+
+def _attended(
+    features: Features, query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The output and the log-sum-exp of the scores."""
     queries = Tokens((query,), segments)
 
     def step(softmax: Any, keys: Tokens, pairs: list[Pair], *, own: bool = False) -> Any:
         return _over_pairs(add_keys, softmax, queries, keys, pairs, features)
 
     softmax = _around(step, empty_softmax(query), Tokens((key, value), segments))
-    out, log_sum = softmax.finish(query.dtype)
-    return out, (query, key, value, segments, out, log_sum)
+    return softmax.finish(query.dtype)
 
 
 def _backward(
     features: Features, residuals: Residuals, d_out: jax.Array
 ) -> tuple[jax.Array | None, ...]:
-    query, key, value, segments, out, log_sum = residuals
+    return (*one_mapped(partial(_gradients, features))(*residuals, d_out), None)
+
+
+ring_attention.defvjp(_forward, _backward)
+
+
+def _gradients(
+    features: Features,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segments: jax.Array,
+    out: jax.Array,
+    log_sum: jax.Array,
+    d_out: jax.Array,
+) -> tuple[jax.Array, ...]:
     wide = wide_dtype(query)
     row_sums = (d_out.astype(wide) * out.astype(wide)).sum(-1)  # [B, T, K, G]
     queries = Tokens((query, d_out, log_sum, row_sums), segments)
@@ -89,11 +115,7 @@ def _backward(
     d_query, travelling = _around(step, start, Tokens((key, value), segments))
     # After the last step a device holds the sums of its neighbour's keys.
     d_key, d_value = jax.tree.map(_pass_on, travelling)
-    gradients = (d_query, d_key, d_value)
-    return (*(g.astype(query.dtype) for g in gradients), None)
-
-
-ring_attention.defvjp(_forward, _backward)
+    return tuple(g.astype(query.dtype) for g in (d_query, d_key, d_value))
 
 
 def _around(step: Any, carry: Any, keys: Tokens) -> Any:

@@ -9,6 +9,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.kernels.context.blocks import (
     Features,
@@ -21,6 +22,7 @@ from maxlm.kernels.context.blocks import (
     empty_softmax,
     wide_dtype,
 )
+from maxlm.kernels.one_mapped import one_mapped
 
 Residuals = tuple[jax.Array, ...]
 
@@ -61,6 +63,24 @@ def _forward(
     key_segments: jax.Array,
     query_start: Scalar,
 ) -> tuple[jax.Array, Residuals]:
+    start = jnp.asarray(query_start)
+    given = (query, key, value, query_segments, key_segments, start)
+    out, log_sum = one_mapped(partial(_attended, features))(*given)
+    out = checkpoint_name(out, "attention_out")
+    log_sum = checkpoint_name(log_sum, "attention_lse")
+    return out, (*given, out, log_sum)
+
+
+def _attended(
+    features: Features,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    query_segments: jax.Array,
+    key_segments: jax.Array,
+    query_start: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The output and the log-sum-exp of the scores."""
     softmax = add_keys(
         empty_softmax(query),
         Tokens((query,), query_segments),
@@ -69,15 +89,30 @@ def _forward(
         Part(0, 0, key.shape[1]),
         features,
     )
-    out, log_sum = softmax.finish(query.dtype)
-    start = jnp.asarray(query_start)
-    return out, (query, key, value, query_segments, key_segments, start, out, log_sum)
+    return softmax.finish(query.dtype)
 
 
 def _backward(
     features: Features, residuals: Residuals, d_out: jax.Array
 ) -> tuple[jax.Array | None, ...]:
-    query, key, value, query_segments, key_segments, query_start, out, log_sum = residuals
+    return (*one_mapped(partial(_gradients, features))(*residuals, d_out), None, None, None)
+
+
+attend_whole_keys.defvjp(_forward, _backward)
+
+
+def _gradients(
+    features: Features,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    query_segments: jax.Array,
+    key_segments: jax.Array,
+    query_start: jax.Array,
+    out: jax.Array,
+    log_sum: jax.Array,
+    d_out: jax.Array,
+) -> tuple[jax.Array, ...]:
     wide = wide_dtype(query)
     row_sums = (d_out.astype(wide) * out.astype(wide)).sum(-1)  # [B, T, K, G]
     zeros = [jnp.zeros(x.shape, wide) for x in (query, key, value)]
@@ -89,7 +124,4 @@ def _backward(
         Part(0, 0, key.shape[1]),
         features,
     )
-    return (*(g.astype(query.dtype) for g in gradients), None, None, None)
-
-
-attend_whole_keys.defvjp(_forward, _backward)
+    return tuple(g.astype(query.dtype) for g in gradients)

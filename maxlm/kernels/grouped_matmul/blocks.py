@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from maxlm.kernels.one_mapped import one_mapped
+
 # Enough rows that reading a matrix anew for each block does not show.
 LARGEST_BLOCK = 256
 SMALLEST_BLOCK = 16
@@ -28,8 +30,7 @@ def blocks(x: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
     Returns:
         `[M, N]`; zeros past the last group's rows.
     """
-    table = _block_table(x.shape[0], sizes)
-    return _multiply(x, weights, table)
+    return one_mapped(_product)(x, weights, sizes)
 
 
 def _forward(x: jax.Array, weights: jax.Array, sizes: jax.Array) -> tuple[jax.Array, Any]:
@@ -37,13 +38,22 @@ def _forward(x: jax.Array, weights: jax.Array, sizes: jax.Array) -> tuple[jax.Ar
 
 
 def _backward(residuals: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array, None]:
-    x, weights, sizes = residuals
-    table = _block_table(x.shape[0], sizes)
-    dx = _multiply(dy, weights.swapaxes(1, 2), table)
-    return dx, _weight_gradient(x, dy, weights, table), None
+    return (*one_mapped(_gradients)(*residuals, dy), None)
 
 
 blocks.defvjp(_forward, _backward)
+
+
+def _product(x: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+    return _multiply(x, weights, _block_table(x.shape[0], sizes))
+
+
+def _gradients(
+    x: jax.Array, weights: jax.Array, sizes: jax.Array, dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    table = _block_table(x.shape[0], sizes)
+    dx = _multiply(dy, weights.swapaxes(1, 2), table)
+    return dx, _weight_gradient(x, dy, weights, table)
 
 
 class _Table(NamedTuple):
