@@ -19,8 +19,9 @@ from maxlm.errors import ParallelError
 # With these the backward pass needs neither the projections of queries, keys and values nor the
 # forward of an attention kernel, whose residuals the last two are.
 ATTENTION_NAMES = ("query", "key", "value", "attention_out", "attention_lse")
-# With these no matmul of a block runs twice. The last is kept only where a norm follows the MLP.
-MATMUL_NAMES = ("attention_projected", "mlp_gate", "mlp_up", "mlp_projected")
+# With these no matmul of a block runs twice. The MLP's projection is kept only where a norm follows it,
+# and of experts, whose scores' gradient needs it.
+MATMUL_NAMES = ("attention_projected", "router_logits", "mlp_gate", "mlp_up", "mlp_projected")
 BLOCK_INPUT = "block_input"
 
 _KEPT: dict[Rematerialization, tuple[str, ...]] = {

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.schema import ModelConfig, RouterScoring
 from maxlm.model.parameter import Initializer, Kind, declare, declare_moved
@@ -70,6 +71,7 @@ class Router(nnx.Module):
             self.kernel[...].astype(wide),
             precision=jax.lax.Precision.HIGHEST,
         )
+        logits = checkpoint_name(logits, "router_logits")
         softmax = c.router_scoring is RouterScoring.SOFTMAX
         scores = jax.nn.softmax(logits, -1) if softmax else jax.nn.sigmoid(logits)
         preferred = scores if self.bias is None else scores + self.bias[...]

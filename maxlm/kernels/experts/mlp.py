@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.kernels.grouped_matmul.choose import GroupedMatmul
 
@@ -72,9 +73,11 @@ def equal_mlp(rows: jax.Array, weights: ExpertWeights, *, activation: Activation
 def _mlp(
     rows: jax.Array, weights: ExpertWeights, activation: Activation, linear: Linear
 ) -> jax.Array:
-    hidden = linear(rows, weights.up, weights.up_bias)
+    hidden = checkpoint_name(linear(rows, weights.up, weights.up_bias), "mlp_up")
     if weights.gate is not None:
-        hidden = activation(linear(rows, weights.gate, weights.gate_bias)) * hidden
+        gate = checkpoint_name(linear(rows, weights.gate, weights.gate_bias), "mlp_gate")
+        hidden = activation(gate) * hidden
     else:
         hidden = activation(hidden)
-    return linear(hidden, weights.down, weights.down_bias)
+    # Needed for the gradient of the scores, by which it is multiplied.
+    return checkpoint_name(linear(hidden, weights.down, weights.down_bias), "mlp_projected")
