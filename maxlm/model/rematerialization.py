@@ -19,15 +19,20 @@ from maxlm.errors import ParallelError
 # With these the backward pass needs neither the projections of queries, keys and values nor the
 # forward of an attention kernel, whose residuals the last two are.
 ATTENTION_NAMES = ("query", "key", "value", "attention_out", "attention_lse")
-# With these no matmul of a block runs twice. The last is kept only where a norm follows the MLP.
-MATMUL_NAMES = ("attention_projected", "mlp_gate", "mlp_up", "mlp_projected")
-# And with these no expert's: what the router says, the rows that came from other devices, and what
-# goes back, which the gradient of the router's weights needs.
-EXPERT_NAMES = ("router_logits", "expert_rows", "expert_out")
+# With these no matmul of a block runs twice, and no row goes to its experts twice. The MLP's projection
+# is kept only where a norm follows it, and of experts, whose scores' gradient needs it.
+MATMUL_NAMES = (
+    "attention_projected",
+    "router_logits",
+    "expert_rows",
+    "mlp_gate",
+    "mlp_up",
+    "mlp_projected",
+)
 BLOCK_INPUT = "block_input"
 
 _KEPT: dict[Rematerialization, tuple[str, ...]] = {
-    Rematerialization.MATMULS: (BLOCK_INPUT, *ATTENTION_NAMES, *MATMUL_NAMES, *EXPERT_NAMES),
+    Rematerialization.MATMULS: (BLOCK_INPUT, *ATTENTION_NAMES, *MATMUL_NAMES),
     Rematerialization.ATTENTION: (BLOCK_INPUT, *ATTENTION_NAMES),
     Rematerialization.FULL: (BLOCK_INPUT,),
 }
@@ -58,7 +63,7 @@ def kept_of_tick(choice: Rematerialization) -> Callable[..., Any]:
     if choice is not Rematerialization.NONE:
         return _policy(choice)
     policies = jax.checkpoint_policies
-    names = (BLOCK_INPUT, *ATTENTION_NAMES, *MATMUL_NAMES, *EXPERT_NAMES)
+    names = (BLOCK_INPUT, *ATTENTION_NAMES, *MATMUL_NAMES)
     return policies.save_from_both_policies(
         policies.dots_saveable, policies.save_only_these_names(*names)
     )

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maxlm.errors import ParallelError
 from maxlm.parallel.axes import constrain, mesh_axis, mesh_shards
 from maxlm.parallel.stages import Stages
 
@@ -119,6 +120,13 @@ class _Cut:
     def __init__(self, stages: Stages, batch_size: int):
         self._stages = stages
         self._shards = mesh_shards("batch")
+        if batch_size == 0 or batch_size % self._shards:
+            near = batch_size // self._shards * self._shards
+            nearest = [n for n in (near, near + self._shards) if n]
+            raise ParallelError(
+                f"{batch_size} rows do not divide over {self._shards} data shards of a pipeline: "
+                f"nearest are {' and '.join(map(str, nearest))}"
+            )
         self.microbatches = stages.microbatches_of(batch_size // self._shards)
         self._groups = self.microbatches // stages.count
 

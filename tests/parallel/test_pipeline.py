@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maxlm.config.schema import ParallelConfig
+from maxlm.errors import ParallelError
 from maxlm.parallel.mesh import make_mesh
 from maxlm.parallel.pipeline import pipelined
 from maxlm.parallel.stages import Stages
@@ -108,6 +109,16 @@ def test_what_comes_around_a_bubble_reaches_no_gradient(rounds):
     np.testing.assert_allclose(value, 4e36, rtol=1e-5)
     np.testing.assert_allclose(gradient, 4e36 / weights[0], rtol=1e-5)
     assert not np.isfinite(jnp.float32(1e36) * weights[0] ** 2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "nearest"), [(2, "data shards of a pipeline: nearest are 4"), (10, "8 and 12")]
+)
+def test_rows_that_do_not_divide_over_the_data_shards_are_refused(rows, nearest):
+    mesh = make_mesh(ParallelConfig(stage=2, fsdp=4))
+    given = inputs(2, rows)
+    with jax.set_mesh(mesh), pytest.raises(ParallelError, match=nearest):
+        jax.eval_shape(partial(loss, partial(in_stages, Stages(2))), *given)
 
 
 @pytest.mark.parametrize("rounds", [1, 3])

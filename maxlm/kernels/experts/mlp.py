@@ -73,7 +73,7 @@ def equal_mlp(rows: jax.Array, weights: ExpertWeights, *, activation: Activation
 def _mlp(
     rows: jax.Array, weights: ExpertWeights, activation: Activation, linear: Linear
 ) -> jax.Array:
-    # Named for rematerialisation: what comes from other devices, and what matmuls make.
+    # Named for rematerialisation, these too: rows may have come from other devices.
     rows = checkpoint_name(rows, "expert_rows")
     hidden = checkpoint_name(linear(rows, weights.up, weights.up_bias), "mlp_up")
     if weights.gate is not None:
@@ -81,4 +81,5 @@ def _mlp(
         hidden = activation(gate) * hidden
     else:
         hidden = activation(hidden)
-    return checkpoint_name(linear(hidden, weights.down, weights.down_bias), "expert_out")
+    # Needed for the gradient of the scores, by which it is multiplied.
+    return checkpoint_name(linear(hidden, weights.down, weights.down_bias), "mlp_projected")
