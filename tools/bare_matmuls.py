@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from maxlm.config.schema import MLPKind, ModelConfig
-from maxlm.kernels.attention.parts import block_size
+from maxlm.kernels.attention.blocks import block_size
 from maxlm.model.decoder import padded_vocab
 
 

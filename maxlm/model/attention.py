@@ -145,13 +145,13 @@ class Attention(nnx.Module):
             query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
         features: dict[str, Any] = {"window": self.window, "logit_cap": self.logit_cap}
         segments = context.segment_ids
-        if cache is None and length_shards(x.shape[1]) > 1:
-            out = context_attention(
-                query, key, value, segment_ids=segments, method=context.method, **features
-            )
-        elif cache is None:
+        if cache is None:
             features["settings"] = context.settings
-            out = attention(query, key, value, segment_ids=segments, **features)
+            if length_shards(x.shape[1]) > 1:
+                features["method"] = context.method
+                out = context_attention(query, key, value, segment_ids=segments, **features)
+            else:
+                out = attention(query, key, value, segment_ids=segments, **features)
         else:
             start = (0, context.offset, 0, 0)
             key = jax.lax.dynamic_update_slice(cache.key, key.astype(cache.key.dtype), start)

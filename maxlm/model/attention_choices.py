@@ -5,12 +5,14 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from maxlm.config.choices import AttentionKernel
+from maxlm.config.choices import AttentionKernel, ContextAttention
 from maxlm.config.schema import AttentionSpan, ModelConfig
 from maxlm.errors import ParallelError
 from maxlm.kernels.attention.choose import choose
 from maxlm.kernels.attention.features import AttentionCall, hardware_of
+from maxlm.kernels.context.ulysses import heads_between
 from maxlm.model.decoder import Execution
+from maxlm.parallel.axes import LENGTH_AXES, TABLE, shard_count
 
 
 def attention_choices(
@@ -22,27 +24,28 @@ def attention_choices(
         config: a resolved model.
         execution: how it is computed.
         length: tokens of a row.
-        mesh: where; rows over several devices (`context`) have methods of their own, and no choice.
+        mesh: where. Of the methods for rows over several devices (`context`), `ulysses` has a choice,
+            for the heads that it gives to a device; the others compute in one way, and none is told.
 
     Raises:
         ParallelError: the config forces an implementation that cannot do this.
     """
-    if mesh.shape["context"] > 1:
-        if execution.attention is not AttentionKernel.AUTO:
-            raise ParallelError(
-                f"parallel.attention is {execution.attention.value}, but rows lie over context "
-                f"{mesh.shape['context']} devices, where parallel.context_attention decides; set "
-                "parallel.attention to auto"
-            )
-        return {}
     assert config.num_kv_heads and config.head_dim
+    num_heads, num_kv_heads = config.num_heads, config.num_kv_heads
+    shards = shard_count(mesh, LENGTH_AXES)
+    if shards > 1:
+        if execution.context_attention is not ContextAttention.ULYSSES:
+            _refuse_forced(execution, shards)
+            return {}
+        tensor = shard_count(mesh, TABLE["heads"])
+        num_heads, num_kv_heads = heads_between(num_heads // tensor, num_kv_heads // tensor, shards)
     hardware = execution.hardware or hardware_of(mesh.devices.flat[0])
     choices = {}
     for span in dict.fromkeys(config.attention_pattern):
         call = AttentionCall(
             length=length,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
             head_dim=config.head_dim,
             dtype=jnp.dtype(execution.compute_dtype).name,
             window=config.attention_window if span is AttentionSpan.LOCAL else None,
@@ -50,3 +53,14 @@ def attention_choices(
         )
         choices[span.value] = str(choose(call, hardware, execution.attention))
     return choices
+
+
+def _refuse_forced(execution: Execution, shards: int) -> None:
+    """Raise ParallelError where an implementation is forced on a method that has its own."""
+    if execution.attention is not AttentionKernel.AUTO:
+        raise ParallelError(
+            f"parallel.attention is {execution.attention.value}, but rows lie over context {shards} "
+            f"devices, where parallel.context_attention is {execution.context_attention.value}, "
+            "which computes attention in its own way; set parallel.attention to auto, or "
+            "parallel.context_attention to ulysses, which calls any implementation"
+        )

@@ -64,6 +64,32 @@ def attention(
         ParallelError: the config forces an implementation that cannot do this, or heads do not
             divide over `tensor`.
     """
+    run = implementation(query, key, window=window, logit_cap=logit_cap, settings=settings)
+    queries, keys = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
+    local = over_shards(run, (queries, keys, keys, ("batch", None)), queries)
+    return local(query, key, value, segment_ids)
+
+
+def implementation(
+    query: jax.Array,
+    key: jax.Array,
+    *,
+    window: int | None,
+    logit_cap: float | None,
+    settings: AttentionSettings | None,
+) -> Callable[..., jax.Array]:
+    """The chosen implementation, a function of one device's query, key, value and segment ids.
+
+    Args:
+        query: `[B, T, H, C]`, of which only shape and dtype matter.
+        key: `[B, T, K, C]`, likewise.
+        window: as in `attention`.
+        logit_cap: as in `attention`.
+        settings: as in `attention`.
+
+    Raises:
+        ParallelError: the config forces an implementation that cannot do this.
+    """
     settings = settings or AttentionSettings()
     call = AttentionCall(
         length=query.shape[1],
@@ -75,10 +101,7 @@ def attention(
         logit_cap=logit_cap,
     )
     choice = choose(call, settings.hardware or hardware_of(), settings.forced)
-    run = partial(_IMPLEMENTATIONS[choice.kernel], window=window, logit_cap=logit_cap)
-    queries, keys = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
-    local = over_shards(run, (queries, keys, keys, ("batch", None)), queries)
-    return local(query, key, value, segment_ids)
+    return partial(_IMPLEMENTATIONS[choice.kernel], window=window, logit_cap=logit_cap)
 
 
 def _reference(

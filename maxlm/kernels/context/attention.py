@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 
 from maxlm.config.choices import ContextAttention
+from maxlm.kernels.attention.attend import AttentionSettings, implementation
 from maxlm.kernels.context.all_gather import all_gather_attention
-from maxlm.kernels.context.blocks import Features
 from maxlm.kernels.context.ring import ring_attention
 from maxlm.kernels.context.ulysses import ulysses_attention
 from maxlm.parallel.axes import partition_spec
-
-_METHODS: dict[ContextAttention, Callable[..., jax.Array]] = {
-    ContextAttention.RING: ring_attention,
-    ContextAttention.ALL_GATHER: all_gather_attention,
-    ContextAttention.ULYSSES: ulysses_attention,
-}
 
 
 def context_attention(
@@ -30,6 +24,7 @@ def context_attention(
     method: ContextAttention,
     window: int | None = None,
     logit_cap: float | None = None,
+    settings: AttentionSettings | None = None,
 ) -> jax.Array:
     """Self-attention of rows that lie over several devices of the mesh that is set.
 
@@ -41,17 +36,25 @@ def context_attention(
         method: how; for `ring` the tokens lie in zigzag order, else in their own.
         window: how many keys a query sees, itself included; None: all before it.
         logit_cap: soft cap of the scores.
+        settings: with the heads of a device, what decides who computes them under `ulysses`; the
+            other methods have one implementation.
 
     Returns:
         `[B, T, H, C]`, in the query's dtype, in the order of the queries.
+
+    Raises:
+        ParallelError: the config forces an implementation that cannot do what `ulysses` asks.
     """
-    attend = partial(_METHODS[method], Features(window, logit_cap))
+    features: Any = {"window": window, "logit_cap": logit_cap}
 
-    def on_device(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
-        batch, length, heads, width = q.shape
-        grouped = (q * width**-0.5).reshape(batch, length, k.shape[2], heads // k.shape[2], width)
-        return attend(grouped, k, v, segments).reshape(q.shape)
+    def attend(query: jax.Array, key: jax.Array, *rest: jax.Array) -> jax.Array:
+        return implementation(query, key, settings=settings, **features)(query, key, *rest)
 
+    on_device = {
+        ContextAttention.RING: partial(ring_attention, **features),
+        ContextAttention.ALL_GATHER: partial(all_gather_attention, **features),
+        ContextAttention.ULYSSES: partial(ulysses_attention, attend=attend),
+    }[method]
     queries = partition_spec(("batch", "length", "heads", "head_dim"))
     keys = partition_spec(("batch", "length", "kv_heads", "head_dim"))
     tokens = partition_spec(("batch", "length"))

@@ -12,6 +12,7 @@ the step with its own keys one and two halves.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,150 +20,174 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from maxlm.kernels.context.blocks import (
-    Features,
+from maxlm.kernels.attention.blocks import Keys, Queries, cut_keys, cut_queries
+from maxlm.kernels.attention.parts import (
     Gradients,
-    Part,
-    Scalar,
-    Tokens,
+    Softmax,
     add_gradients,
     add_keys,
-    empty_softmax,
-    wide_dtype,
+    cut_rows,
+    finish,
+    finish_gradients,
+    no_gradients,
+    no_keys,
 )
 from maxlm.kernels.one_mapped import one_mapped
 from maxlm.parallel.axes import LENGTH_AXES
 
-Pair = jax.Array  # four int32: offset and start of the queries' part, then of the keys'
-Residuals = tuple[jax.Array, ...]
+RUNS = 2  # a device's tokens: its low chunk and its high one
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def ring_attention(
-    features: Features, query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array
-) -> jax.Array:
-    """Causal attention over a ring of devices; called inside `shard_map`.
-
-    Args:
-        features: window and soft-cap.
-        query: this device's, `[B, T, K, G, C]`, scaled.
-        key: this device's, `[B, T, K, C]`.
-        value: `[B, T, K, C]`.
-        segments: `[B, T]` int32.
-
-    Returns:
-        `[B, T, K, G, C]`.
-    """
-    return _forward(features, query, key, value, segments)[0]
-
-
-def _forward(
-    features: Features, query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array
-) -> tuple[jax.Array, Residuals]:
-    out, log_sum = one_mapped(partial(_attended, features))(query, key, value, segments)
-    out = checkpoint_name(out, "attention_out")
-    log_sum = checkpoint_name(log_sum, "attention_lse")
-    return out, (query, key, value, segments, out, log_sum)
-
-
-def _attended(
-    features: Features, query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The output and the log-sum-exp of the scores."""
-    queries = Tokens((query,), segments)
-
-    def step(softmax: Any, keys: Tokens, pairs: list[Pair], *, own: bool = False) -> Any:
-        return _over_pairs(add_keys, softmax, queries, keys, pairs, features)
-
-    softmax = _around(step, empty_softmax(query), Tokens((key, value), segments))
-    return softmax.finish(query.dtype)
-
-
-def _backward(
-    features: Features, residuals: Residuals, d_out: jax.Array
-) -> tuple[jax.Array | None, ...]:
-    return (*one_mapped(partial(_gradients, features))(*residuals, d_out), None)
-
-
-ring_attention.defvjp(_forward, _backward)
-
-
-def _gradients(
-    features: Features,
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    segments: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    window: int | None = None,
+    logit_cap: float | None = None,
+) -> jax.Array:
+    """Causal attention over a ring of devices; called inside `shard_map`.
+
+    Kept for the backward pass and named for rematerialisation: the output (`attention_out`) and the
+    log-sum-exp (`attention_lse`, `[B, H, T]`).
+
+    Args:
+        query: this device's, `[B, T, H, C]`.
+        key: this device's, `[B, T, K, C]`.
+        value: `[B, T, K, C]`.
+        segment_ids: `[B, T]` int32.
+        window: as in `context_attention`.
+        logit_cap: as in `context_attention`.
+
+    Returns:
+        `[B, T, H, C]`.
+    """
+    return _attention(window, logit_cap, query, key, value, segment_ids)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(
+    window: int | None,
+    logit_cap: float | None,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+) -> jax.Array:
+    return _forward(window, logit_cap, query, key, value, segment_ids)[0]
+
+
+def _forward(
+    window: int | None,
+    logit_cap: float | None,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    attended = one_mapped(partial(_attended, window, logit_cap))
+    out, lse = attended(query, key, value, segment_ids)
+    out = checkpoint_name(out, "attention_out")
+    lse = checkpoint_name(lse, "attention_lse")
+    return out, (query, key, value, segment_ids, out, lse)
+
+
+def _attended(
+    window: int | None,
+    logit_cap: float | None,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The output and the log-sum-exp of the scores."""
+    queries, keys = _own(query, key, value, segment_ids)
+
+    def step(softmax: Softmax, keys: Keys) -> Softmax:
+        return add_keys(softmax, queries, keys, window=window, logit_cap=logit_cap)
+
+    softmax = around(step, no_keys(queries), keys)
+    return finish(softmax, query.shape[1], query.shape[2], query.dtype)
+
+
+def _backward(
+    window: int | None,
+    logit_cap: float | None,
+    residuals: tuple[jax.Array, ...],
+    d_out: jax.Array,
+) -> tuple[jax.Array | None, ...]:
+    return (*one_mapped(partial(_gradients, window, logit_cap))(*residuals, d_out), None)
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _gradients(
+    window: int | None,
+    logit_cap: float | None,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
     out: jax.Array,
-    log_sum: jax.Array,
+    lse: jax.Array,
     d_out: jax.Array,
 ) -> tuple[jax.Array, ...]:
-    wide = wide_dtype(query)
-    row_sums = (d_out.astype(wide) * out.astype(wide)).sum(-1)  # [B, T, K, G]
-    queries = Tokens((query, d_out, log_sum, row_sums), segments)
-    key_zeros = jnp.zeros(key.shape, wide), jnp.zeros(value.shape, wide)
+    queries, keys = _own(query, key, value, segment_ids)
+    rows = cut_rows(queries, out, lse, d_out)
+    none = no_gradients(queries, keys)
 
-    def step(carry: Any, keys: Tokens, pairs: list[Pair], *, own: bool = False) -> Any:
-        d_query, travelling = carry
+    def step(before: Gradients | None, keys: Keys) -> Gradients:
+        features: Any = {"window": window, "logit_cap": logit_cap}
+        if before is None:  # one's own keys, the first
+            return add_gradients(none, queries, keys, rows, **features)
         # The sums of these keys come from the device that had them before, during the work here.
-        received = travelling if own else jax.tree.map(_pass_on, travelling)
-        gradients = Gradients(d_query, *key_zeros)
-        gradients = _over_pairs(add_gradients, gradients, queries, keys, pairs, features)
-        d_key, d_value = jax.tree.map(jnp.add, received, (gradients.key, gradients.value))
-        return gradients.query, (d_key, d_value)
+        received = _pass_on((before.key, before.value))
+        start = none._replace(query=before.query)
+        d_query, *added = add_gradients(start, queries, keys, rows, **features)
+        return Gradients(d_query, *jax.tree.map(jnp.add, received, tuple(added)))
 
-    start = jnp.zeros(query.shape, wide), key_zeros
-    d_query, travelling = _around(step, start, Tokens((key, value), segments))
+    d_query, d_key, d_value = around(step, None, keys)
     # After the last step a device holds the sums of its neighbour's keys.
-    d_key, d_value = jax.tree.map(_pass_on, travelling)
-    return tuple(g.astype(query.dtype) for g in (d_query, d_key, d_value))
+    gradients = Gradients(d_query, *_pass_on((d_key, d_value)))
+    found = finish_gradients(gradients, query.shape, key.shape)
+    return tuple(g.astype(query.dtype) for g in found)
 
 
-def _around(step: Any, carry: Any, keys: Tokens) -> Any:
-    """Run `step(carry, keys, pairs, own=…)` with the keys of every device, one's own first."""
+def _own(
+    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
+) -> tuple[Queries, Keys]:
+    """A device's tokens in blocks, with the places in the row that they have by `order.py`."""
+    device = jax.lax.axis_index(LENGTH_AXES)
+    chunk = query.shape[1] // RUNS
+    starts = jnp.stack([device, 2 * jax.lax.axis_size(LENGTH_AXES) - 1 - device]) * chunk
+    index = (starts[:, None] + jnp.arange(chunk)).reshape(-1).astype(jnp.int32)
+    queries = cut_queries(query, key.shape[2], index, segment_ids, RUNS)
+    return queries, cut_keys(key, value, index, segment_ids, RUNS)
+
+
+def around(step: Callable[[Any, Keys], Any], carry: Any, keys: Keys) -> Any:
+    """Run `step(carry, keys)` with the keys of every device, one's own first."""
     count = jax.lax.axis_size(LENGTH_AXES)
-    own = jax.lax.axis_index(LENGTH_AXES)
-    length = keys.segments.shape[1] // 2
-
-    def pair(other: Scalar, query_high: Scalar, key_high: Scalar) -> Pair:
-        places = []
-        for device, high in ((own, query_high), (other, key_high)):
-            index = jnp.where(high, 2 * count - 1 - device, device)
-            places += [jnp.where(high, length, 0), index * length]
-        return jnp.stack(places).astype(jnp.int32)
-
-    def pairs(distance: Scalar) -> list[Pair]:
-        other = (own - distance) % count
-        return [pair(other, True, False), pair(other, other > own, other > own)]
-
+    if count == 1:
+        return step(carry, keys)
     # Every transfer is asked for before the work that it goes on beside.
-    following = jax.tree.map(_pass_on, keys)
-    both = [pair(own, False, False), pair(own, True, True)]
-    carry = step(carry, keys, [*both, pair(own, True, False)], own=True)
+    following = _pass_on(keys)
+    carry = step(carry, keys)
 
-    def turn(state: Any, distance: Scalar) -> Any:
+    def turn(state: Any, _: None) -> Any:
         carry, keys = state
-        following = jax.tree.map(_pass_on, keys)
-        return (step(carry, keys, pairs(distance)), following), None
+        following = _pass_on(keys)
+        return (step(carry, keys), following), None
 
     if count > 2:
-        (carry, following), _ = jax.lax.scan(turn, (carry, following), jnp.arange(1, count - 1))
-    return step(carry, following, pairs(count - 1)) if count > 1 else carry
+        (carry, following), _ = jax.lax.scan(turn, (carry, following), length=count - 2)
+    return step(carry, following)
 
 
-def _over_pairs(
-    add: Any, carry: Any, queries: Tokens, keys: Tokens, pairs: list[Pair], features: Features
-) -> Any:
-    """Run `add` on pairs of chunks; a loop, because one body compiles faster than several."""
-    length = keys.segments.shape[1] // 2
-
-    def one(carry: Any, pair: Pair) -> Any:
-        query_part, key_part = Part(pair[0], pair[1], length), Part(pair[2], pair[3], length)
-        return add(carry, queries, keys, query_part, key_part, features), None
-
-    return jax.lax.scan(one, carry, jnp.stack(pairs))[0]
-
-
-def _pass_on(array: jax.Array) -> jax.Array:
+def _pass_on(tree: Any) -> Any:
+    """Arrays of the device before this one."""
     count = jax.lax.axis_size(LENGTH_AXES)
-    return jax.lax.ppermute(array, LENGTH_AXES, [(i, (i + 1) % count) for i in range(count)])
+    routes = [(i, (i + 1) % count) for i in range(count)]
+    return jax.tree.map(lambda x: jax.lax.ppermute(x, LENGTH_AXES, routes), tree)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxlm.kernels.attention import parts
+from maxlm.kernels.attention import blocks
 from maxlm.kernels.attention.chunked import chunked_attention
 from tests.kernels.attention.packed import (
     FEATURES,
@@ -18,7 +18,7 @@ from tests.kernels.operations import operations
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    monkeypatch.setattr(parts, "block_size", lambda length: 64)
+    monkeypatch.setattr(blocks, "block_size", lambda length: 64)
 
 
 @pytest.mark.parametrize(("kv_heads", "window", "cap"), FEATURES)

@@ -8,8 +8,9 @@ import pytest
 from maxlm.config.choices import ContextAttention
 from maxlm.config.schema import ParallelConfig
 from maxlm.errors import ParallelError
+from maxlm.kernels.attention import blocks
 from maxlm.kernels.attention.reference import reference_attention
-from maxlm.kernels.context import blocks
+from maxlm.kernels.context import ring
 from maxlm.kernels.context.attention import context_attention
 from maxlm.kernels.context.order import from_zigzag, to_zigzag
 from maxlm.parallel.mesh import make_mesh
@@ -23,7 +24,7 @@ FEATURES = {
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 4)  # several in every chunk
+    monkeypatch.setattr(blocks, "block_size", lambda length: 4)  # several in every chunk
 
 
 def packed(batch=2, length=64, heads=8, kv_heads=2, width=8):
@@ -114,47 +115,19 @@ def test_zigzag_refuses_a_length_that_does_not_divide():
         jax.jit(to_zigzag)(np.zeros((2, 60)))
 
 
-@pytest.mark.parametrize(("window", "documents"), [(None, 1), (24, 1), (None, 8)])
-def test_blocks_that_are_wholly_masked_are_not_computed(window, documents, monkeypatch):
-    block, length = 8, 64
-    monkeypatch.setattr(blocks, "BLOCK", block)
-    segments = np.repeat(np.arange(documents), length // documents)[None] + 1
-
-    def visited():
-        one = blocks.Tokens((jnp.zeros((1, length)),), jnp.asarray(segments))
-        part = blocks.Part(0, 0, length)
-        step = lambda count, i, j, mask: count + 1  # noqa: E731
-        return blocks._over_blocks(step, 0, one, one, part, part, blocks.Features(window, None))
-
-    index = np.arange(length)
-    visible = index[:, None] >= index[None]
-    if window:
-        visible &= index[None] > index[:, None] - window
-    visible &= segments[0][:, None] == segments[0][None]
-    pairs = visible.reshape(length // block, block, length // block, block).any((1, 3))
-    assert int(visited()) == pairs.sum()
-
-
-def test_the_ring_gives_every_device_the_same_number_of_blocks(monkeypatch):
+def test_the_ring_gives_every_device_the_same_number_of_blocks(small_blocks):
     """Counted as the ring goes, in place of attention."""
-    from maxlm.kernels.context import ring
-
-    monkeypatch.setattr(blocks, "BLOCK", 4)
     count, length = 8, 128
     mesh = make_mesh(ParallelConfig(fsdp=1, context=count))
 
-    def counted(query, segments):
-        keys = blocks.Tokens((query,), segments)
-        features = blocks.Features(None, None)
+    def counted(key, segments):
+        queries, keys = ring._own(key, key, key, segments)
 
-        def add(carry, queries, keys, query_part, key_part, features):
-            step = lambda carry, i, j, mask: carry + mask().any()  # noqa: E731
-            return blocks._over_blocks(step, carry, queries, keys, query_part, key_part, features)
+        def step(total, keys):
+            first, last = blocks.visible(queries, keys, None)
+            return total + (last - first).sum()
 
-        def step(carry, others, pairs, own=False):
-            return ring._over_pairs(add, carry, keys, others, pairs, features)
-
-        return ring._around(step, jnp.zeros((), jnp.int32), keys)[None]
+        return ring.around(step, jnp.zeros((), jnp.int32), keys)[None]
 
     with jax.set_mesh(mesh):
         spec = jax.P(None, "context")
@@ -162,7 +135,7 @@ def test_the_ring_gives_every_device_the_same_number_of_blocks(monkeypatch):
             jax.shard_map(
                 counted, in_specs=(spec, spec), out_specs=jax.P("context"), check_vma=False
             )
-        )(jnp.zeros((1, length)), jnp.ones((1, length), jnp.int32))
+        )(jnp.zeros((1, length, 1, 8)), jnp.ones((1, length), jnp.int32))
     rows = length // 4
     assert len(set(np.asarray(work).tolist())) == 1
     assert int(work.sum()) == rows * (rows + 1) // 2  # the causal half, each block once
