@@ -41,7 +41,8 @@ def expert_problems(config: RunConfig) -> Found:
         yield (
             ("model", "num_experts"),
             f"no layer has experts: of {model.num_layers} layers, the first {model.dense_layers} "
-            f"are dense (dense_layers) and each {model.expert_every}. one counts (expert_every)",
+            f"are dense (dense_layers), and of the others one in {model.expert_every} has experts "
+            "(expert_every)",
         )
     shards = config.parallel.expert
     if shards > 1 and experts % shards:

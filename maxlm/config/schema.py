@@ -133,7 +133,7 @@ class ParallelConfig(Section):
     )
     expert_exchange: ExpertExchange = Field(
         ExpertExchange.AUTO,
-        description="How tokens get to the devices of their experts: auto (all_to_all on TPU and GPU, gather on CPU), gather or all_to_all.",
+        description="How tokens get to the devices of their experts: auto (on TPU and GPU all_to_all where a token visits fewer experts than expert has devices; else gather), gather or all_to_all.",
     )
     compiler_options: dict[str, str | int | float | bool] = Field(
         {},

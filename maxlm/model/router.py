@@ -78,7 +78,8 @@ class Router(nnx.Module):
         _, chosen = jax.lax.top_k(jax.lax.stop_gradient(preferred), c.experts_per_token)
         weights = jnp.take_along_axis(scores, chosen, -1)
         if c.router_normalize:
-            weights = weights / weights.sum(-1, keepdims=True)
+            # Sigmoids can all underflow.
+            weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
         chosen = jnp.where(counted[..., None], chosen, experts)
 
         share = scores if softmax else scores / scores.sum(-1, keepdims=True)

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from maxlm import __version__, storage
 from maxlm.config.derive import Facts, Resolved, resolve
-from maxlm.config.derive_model import Derived, longest_length, resolve_model
+from maxlm.config.derive_model import Derived, longest_length, resolve_model, row_lengths
 from maxlm.config.dump import to_yaml
 from maxlm.config.meaning import keep_derived, meaning_diff
 from maxlm.config.schema import Precision, RunConfig
@@ -312,13 +312,14 @@ def as_started(config: RunConfig) -> RunConfig:
 def _check_phases(
     config: RunConfig, timeline: Timeline, model: ModelDefinition, mesh: Mesh
 ) -> None:
-    """Raise ParallelError when a phase's batch or length does not fit the mesh or its kernels."""
+    """Raise ParallelError when a batch or length of the run does not fit the mesh or its kernels."""
     accumulation, stages = config.train.accumulation, model.execution.stages
     for phase in timeline.phases:
         check_batch(phase.batch_size, mesh, accumulation=accumulation)
-        attention_choices(config.model, model.execution, phase.length, mesh)
         if stages is not None:
             check_microbatches(stages, phase.batch_size, mesh, accumulation=accumulation)
+    for length in row_lengths(config):
+        attention_choices(config.model, model.execution, length, mesh)
 
 
 def set_up_jax(config: RunConfig) -> None:
