@@ -46,8 +46,9 @@ def test_samples_are_drawn_on_the_mesh(runs):
     assert samples[1] == samples[0] and samples[0]
 
 
-def test_an_evaluation_length_that_does_not_divide_is_refused(runs, capsys):
+def test_an_evaluation_length_that_does_not_divide_is_refused_on_the_mesh_asked_for(runs, capsys):
     _, ring = runs
-    code = call("eval", ring.path, "eval.sets.validation.length=30", on=4)
-    assert code == 2
+    length = "eval.sets.validation.length=30"
+    assert call("eval", ring.path, length, on=4) == 0  # on another mesh than the run's
+    assert call("eval", ring.path, length, "parallel.context=2", on=4) == 2
     assert "length 30 does not divide by 4 (context 2" in capsys.readouterr().err
