@@ -80,9 +80,6 @@ def test_options_for_a_tpu_are_taken_by_its_compiler_and_do_what_their_comments_
     lowered, options = sharded_step(TPU[preset]), options_of(preset)
     text = lowered.compile(compiler_options=options).as_text()
     plain = lowered.compile().as_text() if options else text
-    if "xla_enable_async_all_gather" in options:
-        # A gathering that runs beside a matmul is written three times: its start, inside, its end.
-        assert gathers(text) > gathers(plain)
     if "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter" in options:
         assert re.search(r" reduce-scatter\(", text) and not re.search(r" reduce-scatter\(", plain)
 
@@ -91,10 +88,6 @@ def test_options_for_a_tpu_are_taken_by_its_compiler_and_do_what_their_comments_
 def test_an_option_that_the_compiler_does_not_know_is_refused():
     with pytest.raises(Exception, match="No such compile option"):
         sharded_step("v5e:2x2").compile(compiler_options={"xla_tpu_scoped_vmem_limit": 1})
-
-
-def gathers(text):
-    return len(re.findall(r" all-gather\(", text))
 
 
 def test_every_preset_is_of_devices_whose_peak_is_known():
