@@ -23,7 +23,7 @@ from maxlm.model.count import count_non_embedding_parameters, count_parameters
 from maxlm.model.definition import ModelDefinition, define
 from maxlm.model.rematerialization import check_offload
 from maxlm.parallel.axes import sharding
-from maxlm.parallel.mesh import check_batch, data_shards, make_mesh
+from maxlm.parallel.mesh import batch_multiple, check_batch, make_mesh
 from maxlm.train.execution import execution_of
 from maxlm.train.optimizer import make_optimizer
 from maxlm.train.schedule import RateSchedule
@@ -110,7 +110,7 @@ def build(
         train_tokens=None,
         num_devices=mesh.size,
         platform={"cuda": "gpu"}.get(devices[0].platform, devices[0].platform),
-        data_shards=data_shards(mesh),
+        data_shards=batch_multiple(mesh),
     )
     config = resolve(config, facts).config
     assert config.data.batch_size

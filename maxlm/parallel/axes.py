@@ -99,11 +99,6 @@ def mesh_axis(axis: str) -> str | None:
     return None if jax.sharding.get_abstract_mesh().empty else name
 
 
-def batch_shards(batch_size: int) -> int:
-    """Over how many devices rows inside of the layers are split; 1 where they do not divide."""
-    return _shards("batch", batch_size)
-
-
 def row_shards(batch_size: int) -> int:
     """Over how many devices rows outside of the layers are split; 1 where they do not divide."""
     return _shards("rows", batch_size)
