@@ -44,6 +44,12 @@ class ParallelError(MaxLMError):
     """A mesh, process group or batch that does not fit the devices."""
 
 
+class PlanError(MaxLMError):
+    """A compiled program that the planner cannot read, or a kernel that it cannot schedule."""
+
+    exit_code = 1
+
+
 class DeviceMemoryError(MaxLMError):
     """A program that needs more memory than the device has."""
 
