@@ -261,8 +261,8 @@ def _described(topology: Topology) -> list[Any]:
             )
     except (RuntimeError, ImportError, OSError, NotImplementedError) as error:
         raise ConfigError(_without_compiler(str(error))) from error
-    devices = list(described.devices)
-    first = devices[0]
+    devices: list[Any] = list(described.devices)
+    first: Any = devices[0]
     seen = (len(devices), first.device_kind, getattr(first, "num_cores", chip.cores))
     if seen != (topology.num_devices, chip.device_kind, chip.cores):
         raise ParallelError(
