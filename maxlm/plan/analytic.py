@@ -17,18 +17,21 @@ from maxlm.plan.topology import Topology
 from maxlm.plan.traffic import collectives_of
 
 
-def analytic_plan(config: RunConfig, topology: Topology, *, name: str = "") -> Plan:
+def analytic_plan(
+    config: RunConfig, topology: Topology, *, name: str = "", vocab_size: int | None = None
+) -> Plan:
     """What a step takes, by arithmetic.
 
     Args:
         config: as loaded; the mesh, batch and length have to divide.
         topology: where.
         name: of the config, for people.
+        vocab_size: where neither the config nor a token store tells.
 
     Raises:
         ConfigError, ParallelError: the config does not fit itself or the mesh.
     """
-    job = job_of(config, topology)
+    job = job_of(config, topology, vocab_size=vocab_size)
     parts, collectives = compute_parts(job), collectives_of(job)
     time = step_time(job, parts, collectives)
     flops = train_flops_per_token(job.model, job.length) * job.tokens_per_step
