@@ -47,7 +47,7 @@ def analytic_plan(
         mfu=flops / (peak * time.total),
         memory=analytic_memory(job),
         time=time,
-        cost=Cost(tokens=None, days=None, chip_hours=None, dollars=None),
+        cost=Cost(tokens=job.resolved.total_tokens, days=None, chip_hours=None, dollars=None),
         operations=[_operation(part) for part in sorted(parts, key=lambda p: -p.seconds)],
         collectives=collectives,
         notes=_notes(job),
@@ -92,7 +92,5 @@ def _notes(job: Job) -> list[str]:
         "by arithmetic, for ranking layouts: bytes of the state are exact, all else is estimated"
     ]
     if job.chip.platform == "gpu":
-        notes.append(
-            "no figure for GPUs was held against one: take memory and step time as unmeasured"
-        )
+        notes.append("no figure for GPUs was held against one: memory and step time are unmeasured")
     return notes

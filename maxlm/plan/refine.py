@@ -16,9 +16,10 @@ from maxlm.config.mesh_axes import MESH_AXES
 from maxlm.plan.candidates import Candidate
 from maxlm.plan.result import Plan
 
-# By how much a candidate may do better than the best ratio of its class: seen in a class that was
-# compiled, of the same axes, and of any (docs/search.md: spread of the ratios in a small job's table).
-_SLACK = (0.95, 0.9, 0.85)
+# By how much a candidate may do better than the best ratio of its class: of the same mesh, and of the same
+# axes. Where none of its axes' class was compiled, than arithmetic itself, or the best ratio of any: in
+# the table of a small job (docs/search.md) ratios of classes lie between 0.8 and 1.3.
+_SLACK = (0.95, 0.9, 0.8)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,10 @@ class Corrections:
         ratios, level = _of_class(candidate, self._seconds)
         typical = _mean(ratios) if ratios else 1.0
         # Without any measurement nothing bounds it.
-        least = min(ratios) * _SLACK[level] if ratios else 0.0
+        least = min(ratios, default=0.0)
+        if ratios and level == len(_SLACK) - 1:
+            least = min(least, 1.0)
+        least *= _SLACK[level]
         memory, _ = _of_class(candidate, self._bytes)
         assert candidate.analytic.memory
         total = candidate.analytic.memory.total * (_mean(memory) if memory else 1.0)

@@ -115,12 +115,15 @@ def _comments(result: SearchResult, best: Row, command: str) -> list[str]:
     plan = best.compiled
     assert plan and plan.time and plan.memory
     versions = ", ".join(f"{name} {version}" for name, version in plan.versions.items())
+    how = f"by the compiler's schedule ({versions})"
+    if plan.method == "analytic":
+        how = "by arithmetic: nothing was compiled, nothing measured"
     mfu = "" if plan.mfu is None else f", {plan.mfu:.1%} MFU"
     lines = [
-        f"The fastest of {len(result.rows)} layouts that were compiled for {plan.topology}, "
+        f"The fastest of {len(result.rows)} layouts that were planned for {plan.topology}, "
         f"of {len(result.candidates.fitting)} ranked by arithmetic:",
         f"{plan.time.total:.4g} s a step{mfu}, {plan.memory.total / GIB:.1f} of "
-        f"{plan.memory.capacity / GIB:.1f} GiB, by the compiler's schedule ({versions}).",
+        f"{plan.memory.capacity / GIB:.1f} GiB, {how}.",
         f"Searched {datetime.date.today().isoformat()}; {result.ended}.",
     ]
     lines += [f"Compiled ÷ arithmetic: {line}." for line in _errors(result)]
