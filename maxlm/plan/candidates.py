@@ -18,7 +18,7 @@ from maxlm.config.mesh_axes import MESH_AXES, product_of
 from maxlm.config.schema import RunConfig
 from maxlm.errors import ConfigError, ParallelError
 from maxlm.plan.analytic import analytic_plan
-from maxlm.plan.habits import REDUCE_SCATTER_OPTION, VMEM_OPTION
+from maxlm.plan.habits import GATHER_OPTIONS, REDUCE_SCATTER_OPTION, VMEM_OPTION
 from maxlm.plan.result import Plan
 from maxlm.plan.topology import Topology
 
@@ -35,11 +35,16 @@ ROUNDS = (1, 2)
 # By arithmetic memory is known to about 15% beyond the state (docs/search.md): so much over is still tried.
 MEMORY_MARGIN = 1.2
 
-# Values of the TPU compiler's options that a search tries besides those in the config.
-OPTIONS: dict[str, dict[str, tuple[int | bool, ...]]] = {
-    "v5e": {VMEM_OPTION: (65536,)},
-    "v5p": {VMEM_OPTION: (65536,), REDUCE_SCATTER_OPTION: (True, False)},
-    "v6e": {VMEM_OPTION: (65536,), REDUCE_SCATTER_OPTION: (True, False)},
+# Options of the TPU compiler with which a search tries every layout, besides the config's own: those of
+# the hardware presets, which say what they do.
+_LARGE_TILES: dict[str, int | bool] = {VMEM_OPTION: 65536}
+_BY_SPARSE_CORE: dict[str, int | bool] = dict.fromkeys(
+    (REDUCE_SCATTER_OPTION, *GATHER_OPTIONS), True
+)
+OPTIONS: dict[str, dict[str, int | bool]] = {
+    "v5e": _LARGE_TILES,
+    "v5p": _LARGE_TILES | _BY_SPARSE_CORE,
+    "v6e": _LARGE_TILES | {n: v for n, v in _BY_SPARSE_CORE.items() if "3d" not in n},
 }
 
 
@@ -70,11 +75,13 @@ class Candidate:
         settings: values by dotted key that make it out of the config.
         config: with these values.
         analytic: its plan by arithmetic.
+        adds_options: whether it has compiler options that the config lacks.
     """
 
     settings: dict[str, Any]
     config: RunConfig
     analytic: Plan
+    adds_options: bool = False
 
     @property
     def seconds(self) -> float:
@@ -94,9 +101,8 @@ class Candidate:
         shown = ("parallel.rematerialization", "parallel.pipeline_rounds", "train.accumulation")
         known = {*shown, "parallel.compiler_options", *(f"parallel.{axis}" for axis in MESH_AXES)}
         parts += [f"{k.split('.')[-1]} {v}" for k, v in self.settings.items() if k not in known]
-        options = self.settings["parallel.compiler_options"]
-        if options.get(REDUCE_SCATTER_OPTION) is False:
-            parts.append("no sparse-core reduce-scatter")
+        if self.adds_options:
+            parts.append("compiler options")
         return ", ".join(parts)
 
 
@@ -143,7 +149,8 @@ def find_candidates(
             plan = analytic_plan(varied, topology, vocab_size=vocab_size)
         except ParallelError:
             continue
-        found.append(Candidate(settings, varied, plan))
+        adds = varied.parallel.compiler_options != config.parallel.compiler_options
+        found.append(Candidate(settings, varied, plan, adds))
     fitting = [c for c in found if _may_fit(c.analytic)]
     return Candidates(
         fitting=sorted(fitting, key=lambda c: c.seconds),
@@ -228,12 +235,10 @@ def _settings(config: RunConfig, topology: Topology, space: Space) -> Iterator[d
 
 
 def _option_variants(chip: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The config's compiler options, with every combination of those that are tried."""
-    choices = [
-        [(name, value) for value in dict.fromkeys([options.get(name, values[0]), *values])]
-        for name, values in OPTIONS.get(chip, {}).items()
-    ]
-    return [dict(options) | dict(chosen) for chosen in itertools.product(*choices)]
+    """The config's compiler options, and with those that are tried besides."""
+    own = dict(options)
+    more = OPTIONS.get(chip, {}) | own
+    return [own] if more == own else [own, more]
 
 
 def _may_fit(plan: Plan) -> bool:

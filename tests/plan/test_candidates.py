@@ -96,10 +96,18 @@ def test_what_cannot_fit_is_left_out_and_the_smallest_is_known():
 
 
 def test_compiler_options_are_tried_beside_those_of_the_config():
-    config = load_config(["models/llama3.2-1b", "hardware/v5p"], ["data.batch_size=8", SMALL[-1]])
-    found = find_candidates(config, parse_topology("v5p:2x2x1"), Space(accumulations=(1,)))
-    values = {c.config.parallel.compiler_options[REDUCE_SCATTER_OPTION] for c in found.fitting}
-    assert values == {True, False}
+    options = ["data.batch_size=8", "data.length=2048", SMALL[-1]]
+
+    def tried(presets):
+        config = load_config(presets, [*options, "train.precision=bfloat16"])
+        space = Space(accumulations=(1,))
+        found = find_candidates(config, parse_topology("v5p:2x2x1"), space).fitting
+        return {c.config.parallel.compiler_options.get(REDUCE_SCATTER_OPTION) for c in found}
+
+    assert tried(["models/llama3.2-1b"]) == {None, True}
+    off = f"parallel.compiler_options.{REDUCE_SCATTER_OPTION}=false"
+    options.append(off)
+    assert tried(["models/llama3.2-1b", "hardware/v5p"]) == {False}
 
 
 def test_any_option_can_be_varied_and_one_that_is_none_is_refused():
