@@ -17,18 +17,21 @@ from maxlm.plan.topology import Topology
 from maxlm.plan.traffic import collectives_of
 
 
-def analytic_plan(config: RunConfig, topology: Topology, *, name: str = "") -> Plan:
+def analytic_plan(
+    config: RunConfig, topology: Topology, *, name: str = "", vocab_size: int | None = None
+) -> Plan:
     """What a step takes, by arithmetic.
 
     Args:
         config: as loaded; the mesh, batch and length have to divide.
         topology: where.
         name: of the config, for people.
+        vocab_size: where neither the config nor a token store tells.
 
     Raises:
         ConfigError, ParallelError: the config does not fit itself or the mesh.
     """
-    job = job_of(config, topology)
+    job = job_of(config, topology, vocab_size=vocab_size)
     parts, collectives = compute_parts(job), collectives_of(job)
     time = step_time(job, parts, collectives)
     flops = train_flops_per_token(job.model, job.length) * job.tokens_per_step
@@ -44,7 +47,7 @@ def analytic_plan(config: RunConfig, topology: Topology, *, name: str = "") -> P
         mfu=flops / (peak * time.total),
         memory=analytic_memory(job),
         time=time,
-        cost=Cost(tokens=None, days=None, chip_hours=None, dollars=None),
+        cost=Cost(tokens=job.resolved.total_tokens, days=None, chip_hours=None, dollars=None),
         operations=[_operation(part) for part in sorted(parts, key=lambda p: -p.seconds)],
         collectives=collectives,
         notes=_notes(job),
@@ -89,7 +92,5 @@ def _notes(job: Job) -> list[str]:
         "by arithmetic, for ranking layouts: bytes of the state are exact, all else is estimated"
     ]
     if job.chip.platform == "gpu":
-        notes.append(
-            "no figure for GPUs was held against one: take memory and step time as unmeasured"
-        )
+        notes.append("no figure for GPUs was held against one: memory and step time are unmeasured")
     return notes

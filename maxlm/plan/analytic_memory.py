@@ -2,7 +2,7 @@
 
 In: a `Job`; out: a `Memory`. What a layer keeps follows from its shapes and the policy of
 rematerialisation (docs/memory.md); of the rest, the largest things that are alive together are added
-up. `habits.py`'s figures and these were held against compiled programs; docs/plan.md has the table.
+up. `habits.py`'s figures and these were held against compiled programs; docs/search.md has the table.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from maxlm.plan.job import Job
+from maxlm.plan.links import torus_links
 
 # By libtpu 0.0.52 the cycles of large matmuls (4096 × 14336 × 16384 on v5p, 4096 × 11008 × 4096 on v5e) are 0.97
 # and 0.98 of the ideal with xla_tpu_scoped_vmem_limit_kib=65536; without it 0.88 to 0.90.
@@ -22,7 +23,14 @@ MATMUL_GPU = 0.70
 ELEMENTWISE_BYTES_PER_CYCLE = 180.0
 # Of memory bandwidth that element-wise kernels reach on a GPU. Not measured here.
 ELEMENTWISE_GPU = 0.8
-REDUCE_SCATTER_OPTION = "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter"
+_OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_"
+REDUCE_SCATTER_OPTION = f"{_OFFLOAD}reduce_scatter"
+# By how many axes of the torus a group lies over.
+GATHER_OPTIONS = (
+    f"{_OFFLOAD}all_gather",
+    f"{_OFFLOAD}2d_all_gather",
+    f"{_OFFLOAD}3d_all_gather",
+)
 
 
 # Matmuls and element-wise work of a v5e whose gathers are cut into windows along a ring: each part of the
@@ -51,9 +59,9 @@ class Habits:
     reductions_overlap: bool
 
 
-# Groups up to which gradients are reduce-scattered without the option, and without a window: v5p 16 yes, 64
-# no; v5e 4 yes, 16 no (docs/parallelism.md, docs/memory.md).
-_LARGEST_SCATTERED = {"v5p": 16, "v4": 16}
+# Up to so many devices a group's gradients are reduce-scattered even where it lies over every axis of the
+# torus (2×2 chips: yes; 4×4 of v5e, 4×4×4 of v5p and 16×16 of v6e: all-reduced; docs/memory.md).
+_LARGEST_SCATTERED = 4
 
 
 def habits_of(job: Job) -> Habits:
@@ -62,16 +70,19 @@ def habits_of(job: Job) -> Habits:
     if job.chip.platform == "gpu":
         overlap = bool(options.get("xla_gpu_enable_latency_hiding_scheduler"))
         return Habits(MATMUL_GPU, 1.0, overlap, True, overlap)
-    group = job.size("fsdp", "expert", "context")
+    axes = ("fsdp", "expert", "context")
+    group, links = job.size(*axes), torus_links(job, axes)
     windowed = name == "v5e" and group == 8
     slowdown = _WINDOWED if windowed else 1.0
     if name == "v5e" and 1 < group < 8 and job.mesh["tensor"] > 1:
         slowdown = _WINDOWED_BESIDE_TENSOR
+    whole = links == job.chip.torus_axes and group > _LARGEST_SCATTERED
     by_core = name == "tpu7x" or bool(options.get(REDUCE_SCATTER_OPTION))
+    gathers = GATHER_OPTIONS[: max(1, links)]
     return Habits(
         matmul=MATMUL_TPU if VMEM_OPTION in options else MATMUL_TPU_NARROW,
         slowdown=slowdown,
-        gathers_overlap=name in ("v5e", "tpu7x"),
-        reduce_scatters=by_core or windowed or group <= _LARGEST_SCATTERED.get(name, 4),
-        reductions_overlap=windowed or (by_core and name != "v5e"),
+        gathers_overlap=name in ("v5e", "tpu7x") or all(options.get(o) for o in gathers),
+        reduce_scatters=windowed or not whole,
+        reductions_overlap=windowed or (by_core and not whole and name != "v5e"),
     )

@@ -18,6 +18,7 @@ from maxlm.config.derive import Facts, Resolved, resolve, resolve_model
 from maxlm.config.derive_model import longest_length, row_lengths
 from maxlm.config.mesh_axes import DATA_AXES, MESH_AXES, ROW_AXES, product_of
 from maxlm.config.schema import ModelConfig, RunConfig
+from maxlm.data.stored_facts import stored_facts
 from maxlm.errors import ConfigError, ParallelError
 from maxlm.kernels.context.choose import choose_context_attention
 from maxlm.model.count import count_non_embedding_parameters, count_parameters
@@ -137,8 +138,13 @@ class Job:
         return asked is ExpertExchange.ALL_TO_ALL
 
 
-def job_of(config: RunConfig, topology: Topology) -> Job:
+def job_of(config: RunConfig, topology: Topology, *, vocab_size: int | None = None) -> Job:
     """The job of a config as loaded.
+
+    Args:
+        config: the mesh, batch and length have to divide.
+        topology: where.
+        vocab_size: where neither the config nor a token store tells.
 
     Raises:
         ConfigError: the config does not fit itself, or its vocabulary is not known.
@@ -147,7 +153,7 @@ def job_of(config: RunConfig, topology: Topology) -> Job:
     sizes = mesh_sizes(config.parallel, topology.num_devices)
     mesh = dict(zip(MESH_AXES, sizes, strict=True))
     shards = math.prod(mesh[axis] for axis in ROW_AXES)
-    resolved = _resolved(config.model_dump_json(), topology, shards)
+    resolved = _resolved(config.model_dump_json(), topology, shards, vocab_size)
     data = resolved.config.data
     assert data.batch_size
     phases = [(p.batch_size or data.batch_size, p.length or data.length) for p in data.phases]
@@ -159,9 +165,10 @@ def job_of(config: RunConfig, topology: Topology) -> Job:
 
 
 @lru_cache(maxsize=256)
-def _resolved(text: str, topology: Topology, row_shards: int) -> Resolved:
+def _resolved(text: str, topology: Topology, row_shards: int, vocab_size: int | None) -> Resolved:
     config = RunConfig.model_validate_json(text)
-    vocab_size = config.model.vocab_size
+    stored = stored_facts(config.data)
+    vocab_size = stored.vocab_size or config.model.vocab_size or vocab_size
     if not vocab_size:
         raise ConfigError(
             "model.vocab_size is the tokenizer's, which is not known here: add model.vocab_size=N"
@@ -172,7 +179,7 @@ def _resolved(text: str, topology: Topology, row_shards: int) -> Resolved:
         parameters=count_parameters(model),
         non_embedding_parameters=count_non_embedding_parameters(model),
         vocab_size=vocab_size,
-        train_tokens=None,
+        train_tokens=stored.train_tokens,
         num_devices=topology.num_devices,
         platform=topology.chip.platform,
         data_shards=row_shards,

@@ -29,10 +29,14 @@ def bandwidth(job: Job, axes: tuple[str, ...]) -> tuple[float, bool]:
         # Inside a slice sums are scattered first, so that each device sends its part (see
         # `traffic.py`); the network is what bounds them.
         return job.chip.network_bandwidth, True
+    return job.chip.link_bandwidth * max(1, torus_links(job, axes)), False
+
+
+def torus_links(job: Job, axes: tuple[str, ...]) -> int:
+    """How many axes of the torus a group of devices along mesh axes lies over."""
     sizes = tuple(job.mesh[axis] for axis in MESH_AXES)
     taken = _torus_axes(sizes, job.topology.shape, job.chip.devices_per_chip)
-    links = {link for axis in axes for link in taken[MESH_AXES.index(axis)]}
-    return job.chip.link_bandwidth * max(1, len(links)), False
+    return len({link for axis in axes for link in taken[MESH_AXES.index(axis)]})
 
 
 def network_share(job: Job, payload: float) -> tuple[float, float]:

@@ -19,6 +19,7 @@ import math
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,7 @@ _FLAT_SHAPES: list[Shape] = [
 ]  # fmt: skip
 _PRODUCT_NAMES = {"v5litepod": "v5e"} | {name: name for name in CHIPS}
 
+_ONE_AT_A_TIME = threading.Lock()
 _NAME = re.compile(r"(?:(?P<slices>\d+)x)?(?P<product>[a-z]\w*?)(?P<rest>-\d+|:\d+(x\d+)+|x\d+)")
 
 
@@ -276,15 +278,16 @@ def _described(topology: Topology) -> list[Any]:
 @contextlib.contextmanager
 def _silent_library() -> Iterator[None]:
     """Keep from the terminal what the library writes there when it finds that it is on no TPU."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    with _ONE_AT_A_TIME:  # of a search's threads, or one would keep what another put in its place
+        sys.stderr.flush()
+        kept = os.dup(2)
+        try:
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _without_compiler(text: str) -> str:
