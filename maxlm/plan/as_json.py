@@ -30,7 +30,7 @@ def plan_json(plan: Plan) -> str:
     Raises:
         ValueError: a figure is not finite, which no plan should hold.
     """
-    return json.dumps(plan_dict(plan), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(plan_dict(plan), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def plan_dict(plan: Plan) -> dict[str, Any]:

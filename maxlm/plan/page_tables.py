@@ -27,7 +27,7 @@ def memory_card(memory: Memory) -> str:
     if memory.fits:
         rows.append(_row("", "free", memory.capacity - memory.total, whole, memory_size, ""))
     else:
-        told = f"beyond the {memory_size(memory.capacity)} that a program may use"
+        told = f"of the above beyond the {memory_size(memory.capacity)} that a program may use"
         too_much = memory.total - memory.capacity
         rows.append(_row("var(--bad)", "too much", too_much, whole, memory_size, told))
     if memory.host:
@@ -104,8 +104,9 @@ def comparison(plans: Sequence[Plan]) -> str:
         "plan", "topology", "mesh", ("step", 1), ("MFU", 1), "time", ("memory", 1), "",
         ("tokens/s", 1), ("cost", 1),
     )  # fmt: skip
-    keys = _keys("time", [p for p in plans if p.time], lambda p: time_parts(p.time))
-    keys += _keys("memory", [p for p in plans if p.memory], lambda p: memory_parts(p.memory))
+    times = next((time_parts(plan.time) for plan in plans if plan.time), [])
+    memories = next((memory_parts(plan.memory) for plan in plans if plan.memory), [])
+    keys = _keys("time", times) + _keys("memory", memories)
     return (
         '<section class="card numbers" aria-label="Plans compared"><div class="scroll"><table>'
         f"<thead>{heads}</thead><tbody>{body}</tbody></table></div>{keys}</section>"
@@ -134,12 +135,12 @@ def _compared_row(plan: Plan, number: int, slowest: float, fullest: int, best: f
     )
 
 
-def _keys(title: str, plans: Sequence[Plan], parts: Callable[[Plan], list[Part]]) -> str:
-    if not plans:
+def _keys(title: str, parts: Sequence[Part]) -> str:
+    if not parts:
         return ""
     items = "".join(
         f'<li><span class="swatch" style="background:var(--c{i})"></span>{escape(part.name)}</li>'
-        for i, part in enumerate(parts(plans[0]))
+        for i, part in enumerate(parts)
     )
     return f'<ul class="key"><li class="soft">{title}:</li>{items}</ul>'
 

@@ -6,6 +6,7 @@ whole, and widths of bars that add up to what there is to fill.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,4 +72,4 @@ def widths(amounts: Sequence[float], whole: float, available: int) -> list[int]:
     for amount in amounts:
         running += amount
         edges.append(min(available, round(available * running / whole)))
-    return [end - start for start, end in zip(edges, edges[1:], strict=False)]
+    return [end - start for start, end in itertools.pairwise(edges)]
