@@ -28,6 +28,7 @@ from maxlm.train.progress import printable
 
 WIDTH = 100
 OPERATIONS = 10
+_LONGEST = 60  # characters of a name, a shape or a source
 _COLOURS = ("blue", "dark_orange", "green", "magenta", "cyan", "yellow")
 
 
@@ -164,11 +165,11 @@ def _operations(plan: Plan) -> list[RenderableType]:
             of,
             f"{one.times:,}",
             one.kind,
-            _text(one.source or "not known"),
-            _text(f"{one.name} {short_shape(one.shape)}"),
+            _text(_end(one.source) or "not known"),
+            _text(f"{_start(one.name)} {_start(short_shape(one.shape))}"),
         )
     told: list[RenderableType] = [
-        _heading(f"The {len(shown)} costliest operations"),
+        _heading(f"Costliest operations, {len(shown)} of {len(plan.operations)}"),
         _inside(table),
     ]
     if any(not one.estimated for one in shown):
@@ -191,7 +192,7 @@ def _collectives(plan: Plan) -> list[RenderableType]:
             step_seconds(group.seconds),
             Text(group.how, "" if group.is_overlapped else "bold red"),
             "slices" if group.network else "links",
-            _text(f"{group.sources[0]}{more}" if group.sources else ""),
+            _text(f"{_end(group.sources[0])}{more}" if group.sources else ""),
         )
     wire = sum(group.wire_bytes for group in groups) / 1e9
     return [
@@ -208,14 +209,23 @@ def _table(*heads: str) -> Table:
         table.add_column(
             head,
             justify="right" if is_number else "left",
-            no_wrap=True,
-            overflow="ellipsis" if wraps else "fold",
+            no_wrap=not wraps,  # only these give way where the row is too long
+            overflow="fold",
         )
     return table
 
 
 def _grid(columns: int) -> Table:
     return Table(*[""] * columns, box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+
+
+def _start(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _end(text: str) -> str:
+    """The end of a path says more than its beginning."""
+    return text if len(text) <= _LONGEST else "…" + text[1 - _LONGEST :]
 
 
 def _heading(text: str) -> Text:

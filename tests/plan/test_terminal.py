@@ -125,6 +125,8 @@ def test_many_axes_long_names_and_control_characters_stay_on_their_lines():
     wide = collective("c", "all-reduce", ("replica", "stage", "fsdp", "context", "expert"))
     text = plan_text(fitting(operations=[evil], collectives=[wide], notes=["[red]\x07 note"]))
     assert max(map(len, text.splitlines())) <= 100
+    assert "14.800" in text and "0.082 s" in text and "blocking" in text and "0.400 s" in text
+    assert "x.py:1" in text.replace("\n", "").replace(" ", "")
     assert "\x1b" not in text and "\x07" not in text and "[red]" in text
 
 
