@@ -11,7 +11,7 @@ from maxlm.plan.gains import Gain, gains, group_words, is_recomputed
 from maxlm.plan.grouped import CollectiveGroup, group_collectives
 from maxlm.plan.result import Plan, StepTime
 from maxlm.plan.units import share, step_seconds
-from maxlm.plan.verdict import remedies, verdict
+from maxlm.plan.verdict import is_charged, remedies, verdict
 from maxlm.train import quantities as q
 
 _ATTENTION = ("attention", "splash", "flash", "mha")
@@ -151,7 +151,7 @@ def _communication(plan: Plan, time: StepTime, chip: Chip) -> list[str]:
 
 
 def _not_estimated(plan: Plan, time: StepTime) -> list[str]:
-    charged = [one for one in plan.operations if not one.estimated]
+    charged = [one for one in plan.operations if is_charged(plan, one)]
     seconds = sum(one.seconds for one in charged)
     if not seconds:
         return []

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from maxlm.plan.grouped import CollectiveGroup, group_collectives
 from maxlm.plan.result import Memory, Operation, Plan, StepTime
-from maxlm.plan.shapes import shape_bytes, short_shape
+from maxlm.plan.shapes import shape_bytes
+from maxlm.plan.short_shape import short_shape
 from maxlm.plan.units import memory_size, share, step_seconds
 
 _LEAST = 0.005  # of a step

@@ -12,8 +12,9 @@ from html import escape
 from maxlm.plan.grouped import group_collectives
 from maxlm.plan.parts import Part, memory_parts, time_parts
 from maxlm.plan.result import Memory, Plan, StepTime
-from maxlm.plan.shapes import short_shape
+from maxlm.plan.short_shape import short_shape
 from maxlm.plan.units import UNKNOWN, dollars, memory_size, share, step_seconds
+from maxlm.plan.verdict import is_charged
 from maxlm.train import quantities as q
 
 OPERATIONS = 10
@@ -59,7 +60,7 @@ def operations(plan: Plan) -> str:
     shown = plan.operations[:OPERATIONS]
     total = plan.time.total if plan.time else 0.0
     body = "".join(
-        f'<tr><td class="num">{step_seconds(one.seconds)}{"" if one.estimated else " *"}</td>'
+        f'<tr><td class="num">{step_seconds(one.seconds)}{" *" if is_charged(plan, one) else ""}</td>'
         f'<td class="num">{share(one.seconds, total) if total else UNKNOWN}</td>'
         f'<td class="num">{one.times:,}</td><td>{escape(one.kind)}</td>'
         f'<td class="mono">{escape(one.source or "not known")}</td>'
@@ -69,7 +70,7 @@ def operations(plan: Plan) -> str:
     )
     heads = _heads(("seconds", 1), ("of step", 1), ("runs", 1), "kind", "source", "operation")
     hint = ""
-    if any(not one.estimated for one in shown):
+    if any(is_charged(plan, one) for one in shown):
         hint = '<p class="hint">* without an estimate of the compiler: bytes over bandwidth</p>'
     return _table("Costliest operations", heads, body, hint)
 

@@ -20,9 +20,9 @@ from rich.text import Text
 from maxlm.plan.grouped import group_collectives
 from maxlm.plan.parts import Part, memory_parts, time_parts, widths
 from maxlm.plan.result import Memory, Plan, StepTime
-from maxlm.plan.shapes import short_shape
+from maxlm.plan.short_shape import short_shape
 from maxlm.plan.units import memory_size, share, step_seconds
-from maxlm.plan.verdict import figures, remedies, verdict
+from maxlm.plan.verdict import figures, is_charged, remedies, verdict
 from maxlm.train import quantities as q
 from maxlm.train.progress import printable
 
@@ -161,7 +161,7 @@ def _operations(plan: Plan) -> list[RenderableType]:
         total = plan.time.total if plan.time else 0.0
         of = share(one.seconds, total) if total else ""
         table.add_row(
-            step_seconds(one.seconds) + ("" if one.estimated else " *"),
+            step_seconds(one.seconds) + (" *" if is_charged(plan, one) else ""),
             of,
             f"{one.times:,}",
             one.kind,
@@ -172,7 +172,7 @@ def _operations(plan: Plan) -> list[RenderableType]:
         _heading(f"Costliest operations, {len(shown)} of {len(plan.operations)}"),
         _inside(table),
     ]
-    if any(not one.estimated for one in shown):
+    if any(is_charged(plan, one) for one in shown):
         told.append(_indented("* without an estimate of the compiler: bytes over bandwidth"))
     return told
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from maxlm.plan.result import Memory, Plan
+from maxlm.plan.result import Memory, Operation, Plan
 from maxlm.plan.units import UNKNOWN, days, dollars, memory_size, share, step_seconds
 from maxlm.train import quantities as q
 
@@ -82,6 +82,11 @@ def remedies(plan: Plan) -> list[str]:
             "enough."
         )
     return found
+
+
+def is_charged(plan: Plan, operation: Operation) -> bool:
+    """Whether the compiler was asked and gave no estimate, so that bytes over bandwidth are charged."""
+    return plan.method == "compiled" and not operation.estimated
 
 
 def _state(memory: Memory) -> int:

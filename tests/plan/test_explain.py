@@ -109,6 +109,7 @@ def test_a_bubble_is_halved_by_twice_the_microbatches():
 
 def test_what_has_no_estimate_is_said_with_its_seconds():
     assert "1 of the operations, 0.030 s (0.9%)" in told(fitting())
+    assert "no estimate" not in told(fitting(method="analytic"))
 
 
 def test_together_names_only_what_adds_up():

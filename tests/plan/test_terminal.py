@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maxlm.plan.parts import memory_parts, time_parts, widths
-from maxlm.plan.shapes import shape_bytes, short_shape
+from maxlm.plan.short_shape import short_shape
 from maxlm.plan.terminal import plan_text, print_plan
 from maxlm.plan.verdict import remedies, verdict
 from tests.plan.made_plans import ALL, GIB, collective, fitting, memory, operation, too_large
@@ -152,20 +152,17 @@ def test_host_memory_and_bubble_are_told_where_there_are_any():
 
 
 @pytest.mark.parametrize(
-    ("shape", "short", "size"),
+    ("shape", "short"),
     [
-        ("bf16[2,8192]{1,0:T(8,128)(2,1)S(1)}", "bf16[2,8192]", 2 * 8192 * 2),
-        ("(f32[8]{0}, s32[])", "(f32[8], s32[])", 36),
-        ("pred[3]", "pred[3]", 3),
-        ("f8e4m3fn[16]{0}", "f8e4m3fn[16]", 16),
-        ("s4[3]{0}", "s4[3]", 2),
-        ("token[]", "token[]", 0),
-        ("", "", 0),
+        ("bf16[2,8192]{1,0:T(8,128)(2,1)S(1)}", "bf16[2,8192]"),
+        ("(f32[8]{0}, s32[])", "(f32[8], s32[])"),
+        ("pred[3]", "pred[3]"),
+        ("}{", "}"),
+        ("", ""),
     ],
 )
-def test_shapes_are_read(shape, short, size):
+def test_shapes_are_shown_without_their_layout(shape, short):
     assert short_shape(shape) == short
-    assert shape_bytes(shape) == size
 
 
 def test_gib_is_of_1024():
