@@ -6,9 +6,10 @@
         --topologies v5e-16 v5e-64 2xv5e-64 --html scaling.html
 
 `--base` is the topology to which the config's batch belongs; every other one gets as many rows a chip.
-By default 16 to 1,024 chips of the base's kind, then the base as 2 and 4 slices. Across slices
-`parallel.replica` is multiplied by their number; the other axes are as the config has them. Compiled
-programs are kept (`--store`), so the same command again goes on where it was stopped. Prints a Markdown
+By default 16 to 1,024 chips of the base's kind, then the base as 2 and 4 slices. The
+mesh grows along the axis that is -1 in the config, across slices along `parallel.replica`, which also
+grows where the config fixes all axes; to grow fsdp instead, give `parallel.fsdp=-1`. Compiled programs are
+kept (`--store`), so the same command again goes on where it was stopped. Prints a Markdown
 table, what bends the curve, and on standard error what is going on. Exits with 1 when a topology could
 not be planned at all.
 """
@@ -24,6 +25,7 @@ import sys
 import time
 
 from maxlm.config.load import load_config
+from maxlm.config.mesh_axes import MESH_AXES
 from maxlm.errors import ConfigError, MaxLMError
 from maxlm.plan.page import write_page
 from maxlm.plan.plan import make_plan
@@ -110,9 +112,12 @@ def scaled_overrides(
             f"{base.num_chips}"
         )
     extra = [f"data.batch_size={rows * topology.num_chips // base.num_chips}"]
-    if topology.slices > 1:
-        copies = config.parallel.replica if config.parallel.replica > 0 else 1
-        extra.append(f"parallel.replica={max(1, copies // base.slices) * topology.slices}")
+    sizes = {axis: getattr(config.parallel, axis) for axis in MESH_AXES}
+    if -1 not in sizes.values():
+        extra.append("parallel.replica=-1")
+    elif topology.slices != base.slices and sizes["replica"] > 0:
+        copies = max(1, sizes["replica"] // base.slices) * topology.slices
+        extra.append(f"parallel.replica={copies}")
     return extra
 
 

@@ -136,14 +136,15 @@ def _communication(plan: Plan, time: StepTime, chip: Chip) -> list[str]:
     told = []
     if time.overlapped:
         hidden = time.overlapped - time.exposed
+        shown = f"{step_seconds(time.exposed)} show" if time.exposed else "nothing shows"
         told.append(
             f"Asynchronous collectives take {step_seconds(time.overlapped)}, of which compute hides "
-            f"{step_seconds(hidden)} and {step_seconds(time.exposed)} show."
+            f"{step_seconds(hidden)} and {shown}."
         )
     worst = _worst(plan)
     if worst is not None and worst.seconds:
         told.append(
-            f"The busiest of the links: {group_words(worst)} sends {worst.wire_bytes / 1e9:,.1f} GB "
+            f"Costliest collective: {group_words(worst)} sends {worst.wire_bytes / 1e9:,.1f} GB "
             f"in {step_seconds(worst.seconds)}, {worst.wire_bytes / worst.seconds / 1e9:,.0f} GB/s "
             f"{_link(worst, chip)}."
         )
