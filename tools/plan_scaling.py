@@ -6,12 +6,12 @@
         --topologies v5e-16 v5e-64 2xv5e-64 --html scaling.html
 
 `--base` is the topology to which the config's batch belongs; every other one gets as many rows a chip.
-By default 16 to 1,024 chips of the base's kind, then the base as 2 and 4 slices. The
-mesh grows along the axis that is -1 in the config, across slices along `parallel.replica`, which also
-grows where the config fixes all axes; to grow fsdp instead, give `parallel.fsdp=-1`. Compiled programs are
-kept (`--store`), so the same command again goes on where it was stopped. Prints a Markdown
-table, what bends the curve, and on standard error what is going on. Exits with 1 when a topology could
-not be planned at all.
+By default 16 to 1,024 chips of the base's kind, then the base as 2 and 4 slices. The mesh grows along
+the axis that is -1 in the config, across slices along `parallel.replica`, which also grows where the
+config fixes all axes; to grow fsdp instead, give `parallel.fsdp=-1`. Compiled programs are kept
+(`--store`), so the same command again goes on where it was stopped. Prints a Markdown table, what bends
+the curve, and on standard error what is going on. Exits with 1 when a topology could not be planned at
+all.
 """
 
 from __future__ import annotations

@@ -69,8 +69,9 @@ def _section(plan: Plan, explanation: Sequence[str], number: int, only: bool) ->
     bars += [tables.time_card(plan.time)] if plan.time else []
     if bars:
         pieces.append(f'<div class="pair">{"".join(bars)}</div>')
+    said = {verdict(plan), *remedies(plan)}  # stand above
     pieces += [
-        _list("What bounds the step", explanation),
+        _list("What bounds the step", [line for line in explanation if line not in said]),
         tables.operations(plan),
         tables.collectives(plan),
         _list("Notes", plan.notes),

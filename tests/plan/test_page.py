@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maxlm.errors import ConfigError
+from maxlm.parallel.chips import CHIPS
+from maxlm.plan.explain import explain
 from maxlm.plan.page import render, write_page
 from tests.plan.made_plans import ALL, collective, fitting, memory, operation, too_large
 
@@ -110,6 +112,12 @@ def test_a_plan_that_does_not_fit_shows_what_is_too_much_and_what_would_help():
     assert 'class="status not"' in page and 'class="over"' in page
     text = Dom(page).text
     assert "too much16.0 GiB" in text and "Fewer tokens at once" in text
+
+
+def test_what_the_head_says_is_not_said_again_by_the_explanation():
+    plan = fitting(memory=memory(activations=95))
+    page = render([plan], [explain(plan, CHIPS["v5p"])])
+    assert page.count("Fewer tokens at once") == 1 and "What bounds the step" in page
 
 
 def test_several_plans_are_compared_on_one_scale_and_the_best_is_marked():
