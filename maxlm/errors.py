@@ -50,6 +50,12 @@ class CompileError(MaxLMError):
     exit_code = 1
 
 
+class PlanError(MaxLMError):
+    """A compiled program that the planner cannot read, or a kernel that it cannot schedule."""
+
+    exit_code = 1
+
+
 class DeviceMemoryError(MaxLMError):
     """A program that needs more memory than the device has."""
 

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ Say = Callable[..., None]
 
 def main() -> None:
     """Read the request, compile, tell."""
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
@@ -39,6 +41,13 @@ def main() -> None:
         say(hash=work(json.load(sys.stdin), say))
     except MaxLMError as error:
         say(error=type(error).__name__, message=str(error))
+
+
+def _end_with_parent(parent: int) -> None:
+    """A planner that was killed leaves no compile behind."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def work(request: dict[str, Any], say: Say) -> str:
