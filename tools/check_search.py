@@ -13,12 +13,11 @@ import argparse
 import math
 import sys
 
-from maxlm.plan.plan import make_plan
-
 from maxlm.config.choices import Rematerialization
 from maxlm.config.load import load_config
 from maxlm.errors import MaxLMError
 from maxlm.plan.candidates import Candidate, Space, find_candidates
+from maxlm.plan.plan import make_plan
 from maxlm.plan.result import Plan
 from maxlm.plan.search import Status
 from maxlm.plan.search_layouts import search_layouts

@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return 0 if result.best is not None else 2
     plan = _plan(config, topology, name, arguments)
-    _report(plan, arguments)
+    _report(plan, topology, arguments)
     fits = plan.memory is not None and plan.memory.fits
     return 0 if fits else 2
 
@@ -121,25 +121,24 @@ def _plan(config: RunConfig, topology: Topology, name: str, arguments: argparse.
         )
 
 
-def _report(plan: Plan, arguments: argparse.Namespace) -> None:
+def _report(plan: Plan, topology: Topology, arguments: argparse.Namespace) -> None:
     from maxlm.plan.as_json import plan_json
+    from maxlm.plan.explain import explain
+    from maxlm.plan.page import write_page
+    from maxlm.plan.terminal import print_plan
 
+    told = explain(plan, topology.chip)
+    if arguments.html:
+        write_page(arguments.html, [plan], [told])
+        print(f"wrote {arguments.html}", file=sys.stderr)
+    if arguments.json and arguments.json != "-":
+        _write(arguments.json, plan_json(plan) + "\n")
     if arguments.json == "-":
         print(plan_json(plan))
-    elif arguments.json:
-        _write(arguments.json, plan_json(plan) + "\n")
-    if arguments.html:
-        from maxlm.plan.page import plan_page
-
-        _write(arguments.html, plan_page(plan))
-    if arguments.json != "-":
-        from maxlm.plan.terminal import print_plan
-
-        print_plan(plan)
-    if arguments.explain and arguments.json != "-":
-        from maxlm.plan.explain import explain
-
-        print("\n" + explain(plan))
+        return
+    print_plan(plan)
+    if arguments.explain:
+        print("\n" + "\n".join(f"- {sentence}" for sentence in told))
 
 
 def _write(path: str, text: str) -> None:

@@ -18,8 +18,15 @@ from maxlm.plan.result import Collective
 from maxlm.plan.shapes import shape_bytes
 
 KINDS = frozenset(
-    "all-gather all-reduce reduce-scatter all-to-all ragged-all-to-all collective-permute "
-    "collective-broadcast".split()
+    [
+        "all-gather",
+        "all-reduce",
+        "reduce-scatter",
+        "all-to-all",
+        "ragged-all-to-all",
+        "collective-permute",
+        "collective-broadcast",
+    ]
 )
 
 
@@ -77,7 +84,7 @@ def find_collectives(
         scatters = _scatters(instruction, holder)
         if scatters and kind == "all-reduce":
             kind = "reduce-scatter"
-        beside = instruction.opcode != "fusion" or not scatters and _is_continued(inner, holder)
+        beside = instruction.opcode != "fusion" or (not scatters and _is_continued(inner, holder))
         begins = inner.config("flag_start") in (None, "-1")
         found.append(_found(inner, holder, program, kind, times, wiring, beside, begins))
     source = program.frames.source(instruction.attributes)

@@ -17,8 +17,21 @@ if TYPE_CHECKING:
 
 # What hands its first operand on. A start hands on a tuple around it, of which the done takes the same.
 _PASSES = frozenset(
-    "copy bitcast bitcast-convert convert reshape copy-start copy-done optimization-barrier "
-    "async-start async-done async-update slice-start slice-done".split()
+    [
+        "copy",
+        "bitcast",
+        "bitcast-convert",
+        "convert",
+        "reshape",
+        "copy-start",
+        "copy-done",
+        "optimization-barrier",
+        "async-start",
+        "async-done",
+        "async-update",
+        "slice-start",
+        "slice-done",
+    ]
 )
 
 

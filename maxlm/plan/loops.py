@@ -128,7 +128,7 @@ def _turns(first: int, bound: int, step: int, direction: str) -> int | None:
         distance += 1 if direction == "LE" else -1
     elif direction not in ("LT", "GT", "NE"):
         return None
-    if direction in ("LT", "LE") and step < 0 or direction in ("GT", "GE") and step > 0:
+    if (direction in ("LT", "LE") and step < 0) or (direction in ("GT", "GE") and step > 0):
         return None if distance * step < 0 else 0
     if direction == "NE" and distance % step:
         return None

@@ -34,10 +34,33 @@ if TYPE_CHECKING:
 
 # They name a value, or run beside the schedule.
 _FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast partition-id replica-id after-all domain "
-    "optimization-barrier add-dependency copy-start copy-done slice-start slice-done "
-    "dynamic-slice-start dynamic-slice-done async-update async-done call-done custom-call-done "
-    "send send-done recv recv-done".split()
+    [
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "partition-id",
+        "replica-id",
+        "after-all",
+        "domain",
+        "optimization-barrier",
+        "add-dependency",
+        "copy-start",
+        "copy-done",
+        "slice-start",
+        "slice-done",
+        "dynamic-slice-start",
+        "dynamic-slice-done",
+        "async-update",
+        "async-done",
+        "call-done",
+        "custom-call-done",
+        "send",
+        "send-done",
+        "recv",
+        "recv-done",
+    ]
 )
 _LIMIT = 1 << 62  # cycles beyond are negative or mean that there is no estimate
 
