@@ -26,6 +26,7 @@ ROOMS = [
     "train",
     "generate",
     "evaluate",
+    "plan",
     "launch",
     "cli",
 ]

@@ -145,12 +145,13 @@ class _Loop:
 
 def _speed(program: Any, seconds: float) -> dict[str, Any]:
     from maxlm.model.count import MFU_FORMULA, count_parameters, train_flops_per_token
-    from maxlm.parallel.device_peaks import peak_tflops
+    from maxlm.parallel.chips import chip_of
 
     config, mesh = program.config, program.mesh
     tokens = config.data.batch_size * config.data.length
     flops = train_flops_per_token(config.model, config.data.length) * tokens
-    peak = peak_tflops(mesh.devices.flat[0])
+    chip = chip_of(mesh.devices.flat[0].device_kind)
+    peak = chip.peak / 1e12 if chip else None
     achieved = flops / seconds / mesh.size / 1e12
     return {
         "parameters": count_parameters(config.model),

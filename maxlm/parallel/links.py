@@ -12,25 +12,13 @@ from typing import Any
 import numpy as np
 
 from maxlm.config.mesh_axes import MESH_AXES
-from maxlm.parallel.device_peaks import peak_tflops
+from maxlm.parallel.chips import chip_of
 
 # What each sends inside every layer, which between machines goes over the network.
 CHATTY_AXES = {
     "context": "keys and values",
     "expert": "tokens to their experts and back",
     "tensor": "activations",
-}
-
-# What a TPU chip can send over all its links together, in GB/s, by device kind: half of what
-# cloud.google.com/tpu/docs gives as bidirectional bandwidth between chips.
-SENT_BY_A_CHIP: dict[str, float] = {
-    "TPU v4": 300.0,
-    "TPU v5 lite": 200.0,
-    "TPU v5e": 200.0,
-    "TPU v5": 600.0,
-    "TPU v5p": 600.0,
-    "TPU v6 lite": 400.0,
-    "TPU v6e": 400.0,
 }
 
 
@@ -90,15 +78,16 @@ def _beyond_compute(devices: np.ndarray, mlp_dim: int | None) -> list[str]:
     bytes of bfloat16: over all links of a chip at once it computes longer than it sends up to
     Y = 1.5 F × bytes/s ÷ FLOP/s. One without a gate, fewer links and attention do worse.
     """
-    kind, peak = devices.flat[0].device_kind, peak_tflops(devices.flat[0])
-    size, sent = devices.shape[MESH_AXES.index("tensor")], SENT_BY_A_CHIP.get(kind)
-    if size == 1 or not mlp_dim or peak is None or sent is None:
+    kind = devices.flat[0].device_kind
+    size, chip = devices.shape[MESH_AXES.index("tensor")], chip_of(kind)
+    if size == 1 or not mlp_dim or chip is None:
         return []
-    most = 1.5 * mlp_dim * sent / (1000 * peak)
+    most = 1.5 * mlp_dim * chip.sent_over_links / chip.peak
     if size <= most:
         return []
     return [
         f"tensor {size} on {kind}: a layer's activations travel longer than its MLP of {mlp_dim} "
-        f"computes, beyond tensor {max(1, int(most))} (1.5 × {mlp_dim} × {sent:g} GB/s ÷ {peak:g} "
-        "TFLOP/s, at best); a smaller tensor and more fsdp is faster"
+        f"computes, beyond tensor {max(1, int(most))} (1.5 × {mlp_dim} × "
+        f"{chip.sent_over_links / 1e9:g} GB/s ÷ {chip.peak / 1e12:g} TFLOP/s, at best); a smaller "
+        "tensor and more fsdp is faster"
     ]

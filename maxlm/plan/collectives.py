@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from maxlm.plan.chips import Chip
+from maxlm.parallel.chips import Chip
 from maxlm.plan.hlo import Computation, Instruction, Program
 from maxlm.plan.replica_groups import axes_of, is_across, read_groups
 from maxlm.plan.result import Collective

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from maxlm.plan.chips import Chip
+from maxlm.parallel.chips import Chip
 from maxlm.plan.constants import Scope
 from maxlm.plan.hlo import Instruction
 from maxlm.plan.shapes import Array, arrays, memory_bytes

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from maxlm.errors import PlanError
-from maxlm.plan.chips import Chip
+from maxlm.parallel.chips import Chip
 from maxlm.plan.collectives import Found, Wiring, find_collectives, settle
 from maxlm.plan.constants import Scope
 from maxlm.plan.hlo import Computation, Instruction, Program, parse_program

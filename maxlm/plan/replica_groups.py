@@ -105,15 +105,16 @@ def _by_axes(match: re.Match[str], attributes: str) -> np.ndarray:
 
 def _rings(pairs: list[list[int]]) -> np.ndarray:
     """Chains of source → target, the longest only."""
-    following = dict(pairs)
+    following = {source: target for source, target in pairs}
     targets = set(following.values())
     chains, seen = [], set()
     for start in [*(s for s in following if s not in targets), *following]:
-        chain = []
-        while start is not None and start not in seen:
-            seen.add(start)
-            chain.append(start)
-            start = following.get(start)
+        chain: list[int] = []
+        at: int | None = start
+        while at is not None and at not in seen:
+            seen.add(at)
+            chain.append(at)
+            at = following.get(at)
         if len(chain) > 1:
             chains.append(chain)
     longest = max((len(chain) for chain in chains), default=0)

@@ -21,7 +21,7 @@ from maxlm.model.count import (
     train_flops_per_token,
     widest_mlp,
 )
-from maxlm.parallel.device_peaks import peak_tflops
+from maxlm.parallel.chips import chip_of
 from maxlm.parallel.links import link_warnings
 from maxlm.parallel.stages import check_microbatches
 from maxlm.train.clock import Clock
@@ -84,7 +84,7 @@ def start_record(run: Run, resumed_from: int | None) -> dict[str, Any]:
         "parameters": count_parameters(run.config.model),
         "flops_per_token": train_flops_per_token(run.config.model, step.length),
         "mfu_formula": MFU_FORMULA,
-        "peak_tflops_per_device": peak_tflops(devices[0]),
+        "peak_tflops_per_device": _peak_tflops(devices[0]),
         "versions": _versions(),
         "command": " ".join(sys.argv),
         "total_steps": run.timeline.total_steps,
@@ -122,7 +122,7 @@ def train_record(
     flops = train_flops_per_token(run.config.model, first.length)
     tokens_per_second, step_seconds = clock.speed.add(len(window), tokens, busy)
     tflops = tokens_per_second * flops / devices / 1e12
-    peak = peak_tflops(run.mesh.devices.flat[0])
+    peak = _peak_tflops(run.mesh.devices.flat[0])
     last = window[-1]
     record = {
         "kind": "train",
@@ -193,3 +193,9 @@ def _versions() -> dict[str, str]:
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     found = {name: importlib.metadata.version(name) for name in names}
     return {"maxlm": __version__, "python": sys.version.split()[0], **found}
+
+
+def _peak_tflops(device: jax.Device) -> float | None:
+    """Dense bfloat16 peak of a device in TFLOP/s; None where there is none to speak of (a CPU)."""
+    chip = chip_of(device.device_kind)
+    return chip.peak / 1e12 if chip else None

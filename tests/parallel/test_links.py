@@ -80,8 +80,8 @@ def test_without_a_word_of_the_driver_a_process_of_several_gpus_is_a_machine():
 
 def test_tensor_beyond_what_a_tpus_links_feed_is_told_with_the_arithmetic():
     (text,) = link_warnings(mesh(tpus("TPU v6 lite", 16), tensor=16), 14336)
-    assert "tensor 16 on TPU v6 lite" in text and "beyond tensor 9" in text
-    assert "1.5 × 14336 × 400 GB/s ÷ 918 TFLOP/s" in text
+    assert "tensor 16 on TPU v6 lite" in text and "beyond tensor 8" in text
+    assert "1.5 × 14336 × 360 GB/s ÷ 918 TFLOP/s" in text
 
 
 @pytest.mark.parametrize(

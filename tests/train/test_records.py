@@ -100,7 +100,7 @@ def test_a_train_record_of_experts_has_the_mean_of_the_steps(run):
 
 
 def test_the_speed_of_a_train_record_leaves_evaluation_out(run, monkeypatch):
-    monkeypatch.setattr("maxlm.train.records.peak_tflops", lambda device: 0.001)
+    monkeypatch.setattr("maxlm.train.records._peak_tflops", lambda device: 0.001)
     record = train_record(run, 6, [metrics()] * 2, StoppedClock())
     per_second = 2 * 4 * 16 / 1.5
     assert record["tokens_per_second"] == pytest.approx(per_second)
