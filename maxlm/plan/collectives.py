@@ -29,6 +29,9 @@ KINDS = frozenset(
     ]
 )
 
+# What runs collectives: `custom-call-start` and `call-start` begin them on the SparseCore.
+_HOLDERS = ("fusion", "async-start", "call-start", "custom-call", "custom-call-start")
+
 
 @dataclass(frozen=True)
 class Wiring:
@@ -76,7 +79,7 @@ def find_collectives(
     if kind in KINDS:
         started = instruction.opcode.endswith("-start")
         return [_found(instruction, computation, program, kind, times, wiring, started, True)]
-    if instruction.opcode not in ("fusion", "async-start", "call-start", "custom-call"):
+    if instruction.opcode not in _HOLDERS:
         return []
     found = []
     for inner, holder in _inside(instruction, program):
