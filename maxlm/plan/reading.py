@@ -160,7 +160,9 @@ class _Reader:
     def walk(self, scope: Scope, times: int) -> _Cost:
         """Cost of a computation that runs `times` times."""
         cost = _Cost()
-        running: dict[str, tuple[float, float]] = {}  # by start: its seconds, and what was busy then
+        running: dict[
+            str, tuple[float, float]
+        ] = {}  # by start: its seconds, and what was busy then
         for instruction in scope.computation.instructions:
             if instruction.opcode.endswith("-done"):
                 seconds, then = running.pop(_start_of(instruction, scope.computation), (0.0, 0.0))
