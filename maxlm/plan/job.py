@@ -7,7 +7,7 @@ described and nothing is compiled, so a search can make thousands.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -17,7 +17,7 @@ from maxlm.config.choices import ContextAttention, ExpertExchange, Rematerializa
 from maxlm.config.derive import Facts, Resolved, resolve, resolve_model
 from maxlm.config.derive_model import longest_length, row_lengths
 from maxlm.config.mesh_axes import DATA_AXES, MESH_AXES, ROW_AXES, product_of
-from maxlm.config.schema import ModelConfig, RunConfig
+from maxlm.config.schema import ModelConfig, ParallelConfig, RunConfig
 from maxlm.data.stored_facts import stored_facts
 from maxlm.errors import ConfigError, ParallelError
 from maxlm.kernels.context.choose import choose_context_attention
@@ -152,8 +152,7 @@ def job_of(config: RunConfig, topology: Topology, *, vocab_size: int | None = No
     """
     sizes = mesh_sizes(config.parallel, topology.num_devices)
     mesh = dict(zip(MESH_AXES, sizes, strict=True))
-    shards = math.prod(mesh[axis] for axis in ROW_AXES)
-    resolved = _resolved(config.model_dump_json(), topology, shards, vocab_size)
+    resolved = _resolve(config, topology, math.prod(mesh[a] for a in ROW_AXES), vocab_size)
     data = resolved.config.data
     assert data.batch_size
     phases = [(p.batch_size or data.batch_size, p.length or data.length) for p in data.phases]
@@ -162,6 +161,22 @@ def job_of(config: RunConfig, topology: Topology, *, vocab_size: int | None = No
     job = Job(resolved, topology, mesh, batch_size, length)
     _check(job)
     return job
+
+
+def _resolve(
+    config: RunConfig, topology: Topology, row_shards: int, vocab_size: int | None
+) -> Resolved:
+    """Resolved as a run does it; once for all layouts, on which no rule looks but for the shards."""
+    own = config.parallel
+    neutral = config.model_copy(update={"parallel": ParallelConfig()})
+    resolved = _resolved(neutral.model_dump_json(), topology, row_shards, vocab_size)
+    derived = resolved.config.parallel
+    kept = {
+        "scan_unroll": own.scan_unroll or derived.scan_unroll,
+        "cpu_devices": own.cpu_devices or derived.cpu_devices,
+    }
+    whole = resolved.config.model_copy(update={"parallel": own.model_copy(update=kept)})
+    return replace(resolved, config=whole)
 
 
 @lru_cache(maxsize=256)

@@ -1,9 +1,9 @@
-"""How fast a group of devices along mesh axes exchanges bytes: which links it has.
+"""How fast a group of devices along mesh axes exchanges bytes, and over which links.
 
-In: a `Job` and mesh axes; out: bytes/s that a device sends, and whether the group crosses slices or
-machines. On a TPU a mesh axis takes one or several axes of the torus, as
-`jax.experimental.mesh_utils` lays it out: innermost axes first, whole torus axes where the sizes allow.
-On GPUs NVLink connects a machine, and between machines every GPU has a network card.
+In: a `Job` and mesh axes; out: bytes/s that a device sends, whether the group crosses slices or machines,
+and how many axes of a TPU's torus it lies over, as `jax.experimental.mesh_utils` lays it out: innermost
+axes first, whole torus axes where the sizes allow. On GPUs NVLink connects a machine, and between machines
+every GPU has a network card.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def bandwidth(job: Job, axes: tuple[str, ...]) -> tuple[float, bool]:
         # Inside a slice sums are scattered first, so that each device sends its part (see
         # `traffic.py`); the network is what bounds them.
         return job.chip.network_bandwidth, True
-    return job.chip.link_bandwidth * max(1, torus_links(job, axes)), False
+    # All links of the chip, as the reading of compiled programs counts (`collectives.py`), so that both
+    # say the same of the same bytes.
+    return job.chip.sent_over_links, False
 
 
 def torus_links(job: Job, axes: tuple[str, ...]) -> int:
@@ -53,7 +55,7 @@ def network_share(job: Job, payload: float) -> tuple[float, float]:
     inner = job.mesh["replica"] // slices
     crossing = 2 * (slices - 1) / slices * payload / inner
     inside = 2 * (inner - 1) / inner * payload
-    seconds = crossing / job.chip.network_bandwidth + inside / job.chip.link_bandwidth
+    seconds = crossing / job.chip.network_bandwidth + inside / job.chip.sent_over_links
     return seconds, crossing + inside
 
 

@@ -61,10 +61,19 @@ class _Leaf:
 
 def state_bytes(job: Job) -> StateBytes:
     """Bytes of a job's state. Raises ParallelError where a parameter does not divide."""
-    definition(job).shardings(job.abstract_mesh)
+    definition(job)
+    return _bytes(*_key(job), tuple(job.mesh.values()))
+
+
+@lru_cache(maxsize=4096)
+def _bytes(
+    model: str, wide: bool, optimizer: str, average: bool, sizes: tuple[int, ...]
+) -> StateBytes:
+    mesh: Any = AbstractMesh(sizes, MESH_AXES)
+    _defined(model, wide).shardings(mesh)
     found = dict.fromkeys(("params", "variables", "average", "opt_state", "counters"), 0)
-    for leaf in _leaves(*_key(job)):
-        found[leaf.part] += leaf.bytes_on(job.mesh)
+    for leaf in _leaves(model, wide, optimizer, average):
+        found[leaf.part] += leaf.bytes_on(dict(zip(MESH_AXES, sizes, strict=True)))
     return StateBytes(
         parameters=found["params"] + found["variables"],
         optimizer=found["opt_state"] + found["average"],

@@ -12,7 +12,7 @@ from maxlm.plan.analytic import analytic_plan
 from maxlm.plan.attention_time import attention_time
 from maxlm.plan.job import job_of
 from maxlm.plan.layer_work import layer_work
-from maxlm.plan.links import bandwidth
+from maxlm.plan.links import bandwidth, torus_links
 from maxlm.plan.topology import parse_topology
 
 BUDGET = ["train.duration=1000 steps"]
@@ -145,11 +145,12 @@ def test_slices_exchange_over_the_network_by_replicas_alone():
         plan(["parallel.replica=1", "parallel.fsdp=128"], "2xv5p-128")
 
 
-def test_an_axis_has_the_links_of_the_torus_that_it_spans():
+def test_a_mesh_axis_lies_over_whole_axes_of_the_torus():
     found = llama(["parallel.fsdp=16", "parallel.replica=4"])
-    assert bandwidth(found, ("fsdp",)) == (360e9, False)
-    assert bandwidth(found, ("replica",)) == (180e9, False)
-    assert bandwidth(found, ("replica", "fsdp")) == (540e9, False)
+    assert torus_links(found, ("fsdp",)) == 2
+    assert torus_links(found, ("replica",)) == 1
+    assert torus_links(found, ("replica", "fsdp")) == 3
+    assert bandwidth(found, ("fsdp",)) == (540e9, False)
 
 
 def test_gpus_of_a_machine_share_its_network_cards():
