@@ -44,6 +44,18 @@ class ParallelError(MaxLMError):
     """A mesh, process group or batch that does not fit the devices."""
 
 
+class CompileError(MaxLMError):
+    """A compiler that failed or ended without a result, through no fault of the config."""
+
+    exit_code = 1
+
+
+class PlanError(MaxLMError):
+    """A compiled program that the planner cannot read, or a kernel that it cannot schedule."""
+
+    exit_code = 1
+
+
 class DeviceMemoryError(MaxLMError):
     """A program that needs more memory than the device has."""
 

@@ -25,10 +25,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tpu_cycles import estimate
+
+from maxlm.plan.topology import parse_topology
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "call-start")
 
@@ -61,8 +62,7 @@ def main() -> None:
 
 def lowered_step(topology: str, width: int, mlp: int, layers: int) -> Any:
     """Gradients of the scanned MLPs and their update, lowered for a slice."""
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    devices = np.array(described.devices)
+    devices = np.array(parse_topology(topology).devices())
     mesh = Mesh(devices, ("fsdp",), axis_types=(AxisType.Auto,))
 
     def array(shape: tuple[int, ...], spec: P, dtype: Any = jnp.float32) -> Any:

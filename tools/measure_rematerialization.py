@@ -34,6 +34,7 @@ from train_program import TrainProgram, build
 
 from maxlm.config.choices import Rematerialization
 from maxlm.parallel.placement import local_rows, place_batch
+from maxlm.plan.topology import parse_topology
 
 SMALL = (
     "model.num_layers=4",
@@ -118,10 +119,7 @@ def topology_devices(topology: str | None, count: int | None) -> list[Any]:
     """Devices of a described TPU slice, or this CPU's."""
     if topology is None:
         return jax.devices()[: count or 1]
-    from jax.experimental import topologies
-
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    return list(described.devices)[:count]
+    return parse_topology(topology).devices()[:count]
 
 
 def _estimated(text: str, device_kind: str) -> dict[str, Any]:

@@ -111,10 +111,11 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _resolve(config: RunConfig, arguments: argparse.Namespace) -> Resolved:
     from maxlm.config.derive import Facts, longest_length, resolve, resolve_model
+    from maxlm.data.stored_facts import stored_facts
     from maxlm.errors import ConfigError
     from maxlm.model.count import count_non_embedding_parameters, count_parameters
 
-    stored_vocab_size, stored_tokens = _facts_of_stores(config)
+    stored_vocab_size, stored_tokens = stored_facts(config.data)
     vocab_size = arguments.vocab_size or stored_vocab_size or config.model.vocab_size
     if not vocab_size:
         raise ConfigError(
@@ -137,19 +138,6 @@ def _resolve(config: RunConfig, arguments: argparse.Namespace) -> Resolved:
         file=sys.stderr,
     )
     return resolve(config, facts)
-
-
-def _facts_of_stores(config: RunConfig) -> tuple[int | None, int | None]:
-    """Vocabulary and training tokens of the config's token stores; None where one is not there."""
-    from maxlm import storage
-    from maxlm.data.open_sources import open_sources
-    from maxlm.data.store import MANIFEST, TokenStore
-
-    stores = [source.store for source in config.data.mixture.values()]
-    if not stores or not all(storage.exists(storage.join(s, MANIFEST)) for s in stores):
-        return None, None
-    tokens = sum(source.tokens.num_tokens for source in open_sources(config.data).values())
-    return TokenStore(stores[0]).tokenizer().vocab_size, tokens
 
 
 def _print_derived(resolved: Resolved) -> None:

@@ -16,6 +16,7 @@ from maxlm.errors import MaxLMError, did_you_mean
 
 COMMANDS = {
     "train": "Pretrain a model from a config; the same command again resumes it.",
+    "plan": "Does a run fit, how long is a step, what does it cost: compiled for hardware not yet rented.",
     "eval": "Loss, perplexity and bits per byte of a run's checkpoint.",
     "generate": "Continue a prompt with a run's checkpoint.",
     "launch": "Start a command in several processes that work as one.",

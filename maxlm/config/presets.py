@@ -26,7 +26,7 @@ def preset_names() -> list[str]:
     names = {
         path.relative_to(folder).with_suffix("").as_posix()
         for folder in preset_folders()
-        for path in folder.rglob("*.yaml")
+        for path in folder.glob("*/**/*.yaml")
     }
     return sorted(names)
 

@@ -19,6 +19,7 @@ import math
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,7 @@ _FLAT_SHAPES: list[Shape] = [
 ]  # fmt: skip
 _PRODUCT_NAMES = {"v5litepod": "v5e"} | {name: name for name in CHIPS}
 
+_ONE_AT_A_TIME = threading.Lock()
 _NAME = re.compile(r"(?:(?P<slices>\d+)x)?(?P<product>[a-z]\w*?)(?P<rest>-\d+|:\d+(x\d+)+|x\d+)")
 
 
@@ -131,6 +133,17 @@ def parse_topology(text: str, slices: int | None = None) -> Topology:
         shape = tuple(int(side) for side in rest[1:].split("x"))
         return Topology(chip, _checked(chip, shape, text), count)
     raise ConfigError(f"topology '{text}': {_how_named(chip)}")
+
+
+def smallest_slice(chip: Chip, chips: int) -> Topology | None:
+    """The smallest single slice of at least so many chips; None where there is none that large."""
+    if chip.platform == "gpu":
+        host = chip.devices_per_host
+        return Topology(chip, (chips if chips < host else -(-chips // host) * host,))
+    counts = [math.prod(shape) for shape in _shapes(chip)]
+    enough = min((count for count in counts if count >= chips), default=None)
+    shape = _most_cubic(chip, enough) if enough else None
+    return Topology(chip, shape) if shape else None
 
 
 def known_topologies() -> list[str]:
@@ -261,8 +274,8 @@ def _described(topology: Topology) -> list[Any]:
             )
     except (RuntimeError, ImportError, OSError, NotImplementedError) as error:
         raise ConfigError(_without_compiler(str(error))) from error
-    devices = list(described.devices)
-    first = devices[0]
+    devices: list[Any] = list(described.devices)
+    first: Any = devices[0]
     seen = (len(devices), first.device_kind, getattr(first, "num_cores", chip.cores))
     if seen != (topology.num_devices, chip.device_kind, chip.cores):
         raise ParallelError(
@@ -276,15 +289,16 @@ def _described(topology: Topology) -> list[Any]:
 @contextlib.contextmanager
 def _silent_library() -> Iterator[None]:
     """Keep from the terminal what the library writes there when it finds that it is on no TPU."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    with _ONE_AT_A_TIME:  # of a search's threads, or one would keep what another put in its place
+        sys.stderr.flush()
+        kept = os.dup(2)
+        try:
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _without_compiler(text: str) -> str:

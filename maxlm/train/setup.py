@@ -31,6 +31,7 @@ from maxlm.data.phases import Timeline
 from maxlm.data.store import TokenStore
 from maxlm.data.tokenizers import Tokenizer
 from maxlm.errors import CheckpointError, ConfigError
+from maxlm.kernels.attention.features import hardware_of
 from maxlm.model.attention_choices import attention_choices
 from maxlm.model.count import count_non_embedding_parameters, count_parameters, widest_mlp
 from maxlm.model.definition import ModelDefinition, Params, define
@@ -46,6 +47,7 @@ from maxlm.train.canonical import canonical_targets, from_canonical
 from maxlm.train.checkpoint_checks import from_first_process
 from maxlm.train.checkpoints import Checkpoints
 from maxlm.train.execution import execution_of
+from maxlm.train.jitted_step import jitted_step
 from maxlm.train.left_out import ended_whole
 from maxlm.train.optimizer import make_optimizer
 from maxlm.train.parent import check_parent, check_tokenizer
@@ -53,7 +55,6 @@ from maxlm.train.run_folder import RunFolder, require_run
 from maxlm.train.same_run import require_same_data, require_same_start, require_shared
 from maxlm.train.schedule import RateSchedule
 from maxlm.train.state import TrainState, abstract_state, fresh_state
-from maxlm.train.step import make_train_step
 
 Message = Callable[[str], None]
 
@@ -102,24 +103,14 @@ class Run:
     @cached_property
     def train_step(self) -> Any:
         """The jitted step; the state is donated."""
-        config = self.config
-        step = make_train_step(
+        return jitted_step(
+            self.config,
             self.model,
             self.optimizer,
             self.rate,
-            clip_norm=config.optimizer.clip_norm,
-            z_loss=config.train.z_loss,
-            accumulation=config.train.accumulation,
-            average_decay=config.optimizer.average_decay,
+            layout=self.layout,
             token_bytes=self.token_bytes,
         )
-        options = dict(config.parallel.compiler_options)
-        if config.train.deterministic and jax.default_backend() == "gpu":
-            options["xla_gpu_deterministic_ops"] = True
-        # Said and not left to the compiler: it may lay a bias out anew, and compile a second step
-        # for the state that comes back.
-        places = (jax.tree.map(lambda leaf: leaf.sharding, self.layout), None)
-        return jax.jit(step, donate_argnums=0, out_shardings=places, compiler_options=options)
 
     @property
     def is_finished(self) -> bool:
@@ -381,7 +372,7 @@ def _resolve(
         vocab_size=tokenizer.vocab_size,
         train_tokens=sum(source.tokens.num_tokens for source in sources.values()),
         num_devices=mesh.size,
-        platform=jax.default_backend(),
+        platform=hardware_of(mesh.devices.flat[0]).platform,
         data_shards=batch_multiple(mesh),
     )
     return resolve(config, facts)

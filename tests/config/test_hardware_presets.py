@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from maxlm.config.load import load_config
 from maxlm.config.presets import preset_names
 from maxlm.parallel.chips import CHIPS
+from maxlm.plan.topology import parse_topology
 
 TPU = {
     "hardware/v4": "v4:2x2x1",
@@ -45,10 +46,7 @@ def test_options_for_a_gpu_are_names_that_xla_knows(preset):
 def sharded_step(topology):
     """Gradients of three scanned MLPs whose weights lie over the devices, lowered for a slice."""
     pytest.importorskip("libtpu")
-    from jax.experimental import topologies
-
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    devices = np.array(described.devices)
+    devices = np.array(parse_topology(topology).devices())
     mesh = Mesh(devices, ("fsdp",), axis_types=(AxisType.Auto,))
 
     def array(*shape, axes, dtype=jnp.float32):

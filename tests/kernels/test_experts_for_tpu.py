@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from maxlm.config.mesh_axes import MESH_AXES
@@ -15,6 +14,7 @@ from maxlm.config.schema import ExpertExchange, ExpertMatmul
 from maxlm.kernels.experts.dispatch import WEIGHT_AXES, ExpertKernels, apply_experts
 from maxlm.kernels.experts.mlp import ExpertWeights
 from maxlm.parallel.axes import sharding
+from maxlm.plan.topology import parse_topology
 
 pytest.importorskip("libtpu", reason="the TPU compiler comes with jax[tpu]")
 
@@ -26,13 +26,8 @@ AUTO = ExpertExchange.AUTO
 
 def compiled(topology, sizes, matmul, exchange, places=None, dtype=jnp.bfloat16):
     """The compiled program's text: gradients of experts by tokens, scores and weights."""
-    try:
-        described = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology, num_slices=1
-        )
-    except Exception as error:
-        pytest.skip(f"no TPU compiler here: {error}")
-    devices = np.array(described.devices).reshape(sizes)
+    pytest.importorskip("libtpu")
+    devices = np.array(parse_topology(topology).devices()).reshape(sizes)
     mesh = Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
     def array(shape, axes, dtype):

@@ -56,9 +56,11 @@ def test_a_batch_that_does_not_divide_and_no_batch_are_refused():
 @pytest.mark.slow
 def test_a_series_by_arithmetic_is_a_table_with_what_bends_it():
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools/plan_scaling.py"), *PRESETS, "data.batch_size=64"]
-        + ["train.duration=1000 steps", "optimizer.learning_rate=3e-4", "--no-compile"]
-        + ["--base", "v5e-16", "--topologies", "v5e-16", "v5e-64", "2xv5e-64"],
+        [
+            *(sys.executable, str(ROOT / "tools/plan_scaling.py"), *PRESETS, "data.batch_size=64"),
+            *("train.duration=1000 steps", "optimizer.learning_rate=3e-4", "--no-compile"),
+            *("--base", "v5e-16", "--topologies", "v5e-16", "v5e-64", "2xv5e-64"),
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,

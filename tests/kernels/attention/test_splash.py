@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import NamedSharding
 
 from maxlm.config.choices import AttentionKernel
@@ -17,6 +16,7 @@ from maxlm.kernels.attention.features import Hardware, hardware_of
 from maxlm.kernels.attention.splash import block_size, splash_attention
 from maxlm.parallel.axes import partition_spec
 from maxlm.parallel.mesh import make_mesh
+from maxlm.plan.topology import parse_topology
 from tests.kernels.attention.packed import FEATURES, assert_equal_with_gradients, packed_batch
 
 interpreted = partial(splash_attention, interpret=True)
@@ -58,8 +58,8 @@ def test_blocks_follow_length_window_and_width():
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_it_compiles_for_tpus_inside_a_sharded_program(topology):
     pytest.importorskip("libtpu")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    mesh = make_mesh(ParallelConfig(fsdp=2, tensor=2), list(devices))
+    devices = parse_topology(topology).devices()
+    mesh = make_mesh(ParallelConfig(fsdp=2, tensor=2), devices)
     assert mesh.axis_names == MESH_AXES
     settings = AttentionSettings(hardware=hardware_of(devices[0]))
 

@@ -6,7 +6,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental import topologies
 from jax.sharding import NamedSharding
 
 from maxlm.config.choices import AttentionKernel, ContextAttention
@@ -18,6 +17,7 @@ from maxlm.kernels.attention.splash import splash_attention
 from maxlm.kernels.context.attention import context_attention
 from maxlm.parallel.axes import partition_spec
 from maxlm.parallel.mesh import make_mesh
+from maxlm.plan.topology import parse_topology
 from tests.kernels.attention.packed import assert_equal_with_gradients, packed_batch
 
 ulysses = partial(context_attention, method=ContextAttention.ULYSSES)
@@ -46,8 +46,8 @@ def test_each_device_runs_splash_on_whole_rows_of_its_heads(kv_heads, monkeypatc
 @pytest.mark.parametrize(("context", "tensor"), [(2, 2), (4, 1)])
 def test_it_compiles_for_v5e_and_runs_each_kernel_once(context, tensor):
     pytest.importorskip("libtpu")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-    mesh = make_mesh(ParallelConfig(fsdp=1, context=context, tensor=tensor), list(devices))
+    devices = parse_topology("v5e-4").devices()
+    mesh = make_mesh(ParallelConfig(fsdp=1, context=context, tensor=tensor), devices)
     settings = AttentionSettings(hardware=hardware_of(devices[0]))
 
     def array(*shape, axes, dtype=jnp.bfloat16):

@@ -1,0 +1,119 @@
+"""Seconds of attention in a layer, forward and backward, without compiling it.
+
+In: a `Job` and how far a layer sees; out: seconds of one pass over a micro-batch. The splash kernel is
+counted by blocks of queries and keys, each at the scheduled bundles of the compiler; what XLA computes
+itself (`chunked`, and the ring of `context`), and cuDNN, by FLOPs at a stated share of the peak.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from maxlm.config.choices import AttentionKernel, ContextAttention
+from maxlm.kernels.attention.choose import choose
+from maxlm.kernels.attention.features import AttentionCall, Hardware
+from maxlm.kernels.attention.splash import block_size
+from maxlm.plan.job import Job
+
+# Scheduled bundles (one a cycle) of a block of 1024 queries and keys of a head of 128, on one
+# TensorCore: 7.62M, 7.38M and 9.72M for the 36 causal blocks of 32 heads × 8192 tokens in forward, dq
+# and dkv (libtpu 0.0.52, v5p; v5e's TensorCore has the same matrix units).
+_HEAD_BLOCKS = 32 * 36
+FORWARD, DQ, DKV = (7.62e6 / _HEAD_BLOCKS, 7.38e6 / _HEAD_BLOCKS, 9.72e6 / _HEAD_BLOCKS)
+# Blocks of 512 reach 0.44/0.76/0.78 of the ideal where those of 1024 reach 0.62/0.96/0.97
+# (maxlm/kernels/attention/splash.py). Smaller ones are taken to lose as much again with each halving.
+_HALVED = (0.62 / 0.44, 0.96 / 0.76, 0.97 / 0.78)
+# Matrix units of a core: v6e and TPU7x have 256 × 256, of which a head of 128 fills half a side, so
+# that they do twice the scores of v5p a cycle; not measured.
+_SCORES_PER_CYCLE = {"v6e": 2.0, "tpu7x": 2.0}
+
+# Shares of the peak, of causal FLOPs: XLA's own blocks are bound by element-wise work on scores (not
+# measured on a TPU); FlashAttention-3 on H100 (arXiv:2407.08608, figures 5 and 6, causal, 8k and 16k
+# tokens, head_dim 128: about 600 TFLOP/s forward and 500 backward of 989), which cuDNN comes near.
+_XLA = (0.25, 0.25)
+_CUDNN = (0.6, 0.5)
+
+
+@dataclass(frozen=True)
+class AttentionTime:
+    """Seconds of one pass of a layer.
+
+    Attributes:
+        forward: of the forward kernel.
+        backward: of the gradients.
+        is_kernel: whether a kernel outside of XLA does it.
+    """
+
+    forward: float
+    backward: float
+    is_kernel: bool
+
+
+def attention_time(job: Job, seen: int) -> AttentionTime:
+    """Attention of a layer on one device over a micro-batch.
+
+    Args:
+        job: what and where.
+        seen: keys that a query sees at most.
+    """
+    model, context = job.model, job.mesh["context"]
+    assert model.head_dim
+    heads = model.num_heads / job.mesh["tensor"]
+    ulysses = context > 1 and job.context_method is ContextAttention.ULYSSES
+    own = context == 1 or ulysses
+    kernel = _kernel(job, seen) if own else AttentionKernel.CHUNKED
+    if kernel is AttentionKernel.SPLASH:
+        return _splash(job, heads / context, seen)
+    # 2 matmuls forward and 5 backward, each 2 FLOPs for a query, a key and a width of the head.
+    pairs = job.rows * _pairs(job.length, seen) / context
+    one = 2.0 * pairs * heads * model.head_dim
+    forward, backward = _CUDNN if kernel is AttentionKernel.CUDNN else _XLA
+    peak = job.chip.peak
+    is_kernel = kernel is AttentionKernel.CUDNN
+    return AttentionTime(2 * one / (peak * forward), 5 * one / (peak * backward), is_kernel)
+
+
+def _pairs(length: int, seen: int) -> float:
+    """Queries × keys that a row's mask leaves."""
+    return length * seen - seen * (seen - 1) / 2 if seen < length else length * (length + 1) / 2
+
+
+def _kernel(job: Job, seen: int) -> AttentionKernel:
+    model, precision = job.model, job.config.train.precision
+    assert model.num_kv_heads and model.head_dim and precision
+    call = AttentionCall(
+        length=job.length,
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        dtype=precision.value,
+        window=seen if seen < job.length else None,
+        logit_cap=model.attention_logit_cap,
+    )
+    # Every GPU of the table is of Ampere or later, which cuDNN's attention takes.
+    hardware = Hardware(job.chip.platform, job.chip.device_kind, compute_capability=9.0)
+    return choose(call, hardware, job.config.parallel.attention).kernel
+
+
+def _splash(job: Job, heads: float, seen: int) -> AttentionTime:
+    chip, model, length = job.chip, job.model, job.length
+    assert model.head_dim and chip.clock
+    window = seen if seen < length else None
+    itemsize = 2 if job.config.train.precision == "bfloat16" else 4
+    block = block_size(length, window, model.head_dim * itemsize)
+    blocks = heads * job.rows * _blocks(length // block, seen, block)
+    # A head narrower than the matrix unit takes it whole.
+    wide = max(1, -(-model.head_dim // 128)) * (itemsize / 2)
+    scale = (block / 1024) ** 2 * wide / _SCORES_PER_CYCLE.get(chip.name, 1.0)
+    halvings = (1024 // block).bit_length() - 1
+    forward, dq, dkv = (
+        blocks * cycles * scale * slower**halvings / chip.cores / chip.clock
+        for cycles, slower in zip((FORWARD, DQ, DKV), _HALVED, strict=True)
+    )
+    return AttentionTime(forward, dq + dkv, True)
+
+
+def _blocks(count: int, seen: int, block: int) -> int:
+    """Blocks of queries × keys that causality and the window leave."""
+    reach = -(-(seen - 1) // block) + 1  # blocks of keys that one of queries touches
+    return sum(min(i + 1, reach) for i in range(count))

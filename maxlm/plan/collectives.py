@@ -1,0 +1,190 @@
+"""Collectives of a compiled program: kind, devices, bytes on the wire, and whether anything runs meanwhile.
+
+In: an instruction of the schedule; out: the collectives in it. They stand bare (the device waits), as a
+start and a done with other work between, inside fusions (beside a matmul, or with the slice that makes
+a reduce-scatter of an all-reduce), and in computations that another core runs. One that is spread over
+several fusions carries the same channel in each and counts once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from maxlm.parallel.chips import Chip
+from maxlm.plan.hlo import Computation, Instruction, Program
+from maxlm.plan.replica_groups import axes_of, is_across, read_groups
+from maxlm.plan.result import Collective
+from maxlm.plan.shapes import shape_bytes
+
+KINDS = frozenset(
+    [
+        "all-gather",
+        "all-reduce",
+        "reduce-scatter",
+        "all-to-all",
+        "ragged-all-to-all",
+        "collective-permute",
+        "collective-broadcast",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What the collectives run over.
+
+    Attributes:
+        chip: for the links' speed.
+        axes: of the mesh, name → size, outermost first; empty: not known.
+        slices: the slice of each device, in the mesh's order; empty: all are in one.
+    """
+
+    chip: Chip
+    axes: Mapping[str, int]
+    slices: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A collective at one place of the schedule.
+
+    Attributes:
+        collective: as it is reported.
+        channel: its number in the program; empty: none.
+        begins: False for the later fusions of one that goes on beside several.
+    """
+
+    collective: Collective
+    channel: str
+    begins: bool
+
+
+def find_collectives(
+    instruction: Instruction, computation: Computation, program: Program, times: int, wiring: Wiring
+) -> list[Found]:
+    """Collectives that an instruction of the schedule is, starts or holds.
+
+    Args:
+        instruction: of the schedule; a `-done` has none.
+        computation: which holds it.
+        program: the module.
+        times: how often it runs in a step.
+        wiring: mesh and links.
+    """
+    kind = instruction.opcode.removesuffix("-start")
+    if kind in KINDS:
+        started = instruction.opcode.endswith("-start")
+        return [_found(instruction, computation, program, kind, times, wiring, started, True)]
+    if instruction.opcode not in ("fusion", "async-start", "call-start", "custom-call"):
+        return []
+    found = []
+    for inner, holder in _inside(instruction, program):
+        kind = inner.opcode.removesuffix("-start")
+        scatters = _scatters(instruction, holder)
+        if scatters and kind == "all-reduce":
+            kind = "reduce-scatter"
+        beside = instruction.opcode != "fusion" or (not scatters and _is_continued(inner, holder))
+        begins = inner.config("flag_start") in (None, "-1")
+        found.append(_found(inner, holder, program, kind, times, wiring, beside, begins))
+    source = program.frames.source(instruction.attributes)
+    return [
+        f if f.collective.source or not source
+        else replace(f, collective=replace(f.collective, source=source))
+        for f in found
+    ]  # fmt: skip
+
+
+def settle(found: list[Found]) -> list[Collective]:
+    """Each collective once: of those that go on in later fusions, the place where they begin."""
+    begun = {(f.collective.kind, f.channel) for f in found if f.begins}
+    kept: list[Collective] = [f.collective for f in found if f.begins]
+    seen: dict[tuple[str, str], Collective] = {}
+    for f in found:
+        key = (f.collective.kind, f.channel)
+        if f.begins or key in begun:
+            continue
+        # No start was seen: it runs as often as the part that runs least.
+        if key not in seen or f.collective.times < seen[key].times:
+            seen[key] = f.collective
+    return [*kept, *seen.values()]
+
+
+def ring_bytes(kind: str, payload: float, size: int) -> float:
+    """Bytes that a device sends on a ring of `size` devices.
+
+    Args:
+        kind: of collective.
+        payload: bytes per device: the gathered array, or the array before it is reduced or sent.
+        size: devices of a group.
+    """
+    if kind in ("collective-permute", "collective-broadcast"):
+        return payload
+    return (2 if kind == "all-reduce" else 1) * payload * (size - 1) / size
+
+
+def _found(
+    instruction: Instruction,
+    holder: Computation,
+    program: Program,
+    kind: str,
+    times: int,
+    wiring: Wiring,
+    is_overlapped: bool,
+    begins: bool,
+) -> Found:
+    groups = read_groups(instruction.attributes, program.num_partitions)
+    size = int(groups.shape[1])
+    known = (holder.by_name.get(operand) for operand in instruction.operands)
+    given = sum(shape_bytes(operand.shape) for operand in known if operand)
+    payload = given * size if kind == "all-gather" else given
+    wire = ring_bytes(kind, payload, size)
+    network = is_across(groups, wiring.slices)
+    chip = wiring.chip
+    speed = chip.network_bandwidth if network else chip.link_bandwidth * max(1, chip.torus_axes)
+    collective = Collective(
+        name=instruction.name,
+        kind=kind,
+        axes=axes_of(groups, wiring.axes),
+        size=size,
+        times=times,
+        payload_bytes=float(payload * times),
+        wire_bytes=wire * times,
+        seconds=wire * times / speed,
+        is_overlapped=is_overlapped,
+        network=network,
+        source=program.frames.source(instruction.attributes),
+    )
+    return Found(collective, instruction.attribute("channel_id") or instruction.name, begins)
+
+
+def _inside(
+    instruction: Instruction, program: Program
+) -> Iterator[tuple[Instruction, Computation]]:
+    """Collectives in the computations that an instruction names, at any depth, with their holders."""
+    seen: set[str] = set()
+    waiting = program.called(instruction)
+    while waiting:
+        computation = waiting.pop()
+        if computation.name in seen:
+            continue
+        seen.add(computation.name)
+        for inner in computation.instructions:
+            if inner.opcode.removesuffix("-start") in KINDS:
+                yield inner, computation
+            elif inner.opcode in ("fusion", "call", "call-start", "async-start"):
+                waiting += program.called(inner)
+
+
+def _scatters(instruction: Instruction, holder: Computation) -> bool:
+    """Whether the all-reduce keeps a device's own part only."""
+    return "all-reduce-scatter" in holder.name or "AllReduceScatter" in (
+        instruction.config("emitter") or ""
+    )
+
+
+def _is_continued(inner: Instruction, holder: Computation) -> bool:
+    """Whether a fused collective is one that later fusions go on with and a last one ends."""
+    return "async_collective_fusion_config" in inner.attributes or any(
+        "AsyncCollective" in other.attributes for other in holder.instructions
+    )
