@@ -5,7 +5,7 @@ body as often as it runs, of a branch the one that takes longest:
 
 - what the compiler estimated, in cycles over the clock;
 - what it did not, by the bytes that move over memory bandwidth, listed as not estimated;
-- Pallas kernels by their own schedules or a rule (`kernels.py`);
+- Pallas kernels by their own schedules (`kernel_schedule.py`);
 - collectives by the bytes that a device sends on a ring over all its links (`collectives.py`).
 
 Copies between the device's memory and the chip run beside everything and are not charged. A step is
@@ -25,7 +25,8 @@ from maxlm.parallel.chips import Chip
 from maxlm.plan.collectives import Found, Wiring, find_collectives, settle
 from maxlm.plan.constants import Scope
 from maxlm.plan.hlo import Computation, Instruction, Program, parse_program
-from maxlm.plan.kernels import KernelSeconds, KernelTime, is_kernel, kernel_call, seconds_by_rule
+from maxlm.plan.kernel_schedule import scheduled_seconds
+from maxlm.plan.kernels import KernelSeconds, KernelTime, is_kernel, kernel_call
 from maxlm.plan.loops import trip_count
 from maxlm.plan.moved_bytes import moved_bytes
 from maxlm.plan.result import Collective, Operation, StepTime
@@ -88,7 +89,8 @@ def read_program(
         chip: that it was compiled for.
         mesh: the program's, to name the axes of collectives and to see which cross slices; None: of a
             foreign program.
-        kernel_seconds: seconds of one call of a Pallas kernel; None: by the rule of `kernels.py`.
+        kernel_seconds: seconds of one call of a Pallas kernel; None: each kernel is compiled alone, once, and
+            its schedule kept in the user's cache.
 
     Raises:
         PlanError: the text is no scheduled program of a TPU, or a loop's length depends on data.
@@ -103,7 +105,7 @@ def read_program(
             "this program is not scheduled, so its order and cost are unknown. What is read is `as_text()` "
             "of what `.compile()` returns, not of what `.lower()` returns"
         )
-    kernel_seconds = kernel_seconds or seconds_by_rule
+    kernel_seconds = kernel_seconds or scheduled_seconds
     axes: Mapping[str, int] = dict(mesh.shape) if mesh is not None else {}
     slices = [_slice_of(d) for d in mesh.devices.flat] if mesh is not None else []
     reader = _Reader(program, chip, Wiring(chip, axes, slices), kernel_seconds)
