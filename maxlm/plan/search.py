@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from maxlm.config.schema import RunConfig
-from maxlm.errors import CompileError, ConfigError, ParallelError
+from maxlm.errors import CompileError, ConfigError, ParallelError, PlanError
 from maxlm.plan.candidates import Candidate, Candidates
 from maxlm.plan.refine import Corrections
 from maxlm.plan.result import Plan
@@ -211,7 +211,7 @@ class _Search:
         left = max(1.0, self.budget - self._elapsed)
         try:
             return Row(candidate, self.measure(candidate.config, told, left))
-        except (_Stopped, CompileError, ParallelError) as error:
+        except (_Stopped, CompileError, ParallelError, PlanError) as error:
             return Row(candidate, None, str(error))
         finally:
             self.since.pop(label, None)
