@@ -63,7 +63,7 @@ class Status:
         running: labels of those that compile, with their seconds.
         best: the best row.
         elapsed: seconds.
-        seconds_left: at the rate so far, at most the budget's rest; None: no rate yet.
+        seconds_left: at the rate of those compiled, at most the budget's rest; None: no rate yet.
     """
 
     compiled: int
@@ -222,7 +222,9 @@ class _Search:
 
     def _status(self) -> Status:
         now, left, elapsed = time.monotonic(), len(self._left()), self._elapsed
-        rate = elapsed / len(self.rows) if self.rows else None
+        # What they took when they were compiled, be it by an earlier search.
+        taken = [r.compiled.compile_seconds or 0.0 for r in self.rows if r.compiled]
+        rate = sum(taken) / len(taken) / self.workers if taken else None
         more = left + len(self.running)
         return Status(
             compiled=len(self.rows),
