@@ -5,7 +5,8 @@
 
 Each case compares, in one process and in turns so that what else the machine does falls on all alike:
 the implementation that the chooser takes, the others that can run here, and
-`jax.nn.dot_product_attention` (causal; it knows no segments). `ratio` is its time over the chosen
+`jax.nn.dot_product_attention` (causal; it knows no segments). A turn is two runs, of which the second
+counts: during the first, what another program held is still given back to the system. `ratio` is its time over the chosen
 one's: the median of the rounds' ratios, in wall and in CPU seconds. Rows are one document each, and
 with `--packed` documents of a quarter of the length, which jax then lets see each other.
 """
@@ -76,6 +77,7 @@ def measure(length: int, arguments: argparse.Namespace) -> dict[str, Any]:
     cpu: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(arguments.rounds):
         for name, program in programs.items():
+            jax.block_until_ready(program(*inputs))
             start, used = time.perf_counter(), time.process_time()
             jax.block_until_ready(program(*inputs))
             wall[name].append(time.perf_counter() - start)
