@@ -26,10 +26,10 @@ Arrays = dict[str, Any]
 
 def to_canonical(state: TrainState, model: ModelDefinition) -> Arrays:
     """Arrays of a state by canonical name (`params.…`, `variables.…`, `optimizer.…`, …)."""
-    named = _flatten(state)
-    changed = {n: a for n, a in named.items() if _differs(n, a, model)}
+    named, declared = _flatten(state), _declared(state, model)
+    changed = {n: a for n, a in named.items() if _differs(declared.get(n), model)}
     if changed:
-        targets = {name: _unpadded(leaf, name, model) for name, leaf in changed.items()}
+        targets = {name: _unpadded(a, declared[name], model) for name, a in changed.items()}
         shapes = tuple((name, t.shape, t.sharding) for name, t in targets.items())
         named.update(_converter(shapes, model.execution.stages)(changed))
     return named
@@ -61,16 +61,18 @@ def canonical_targets(
     layout: TrainState, model: ModelDefinition
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """What a checkpoint of this state holds: shape, dtype and where to restore it to."""
-    return {name: _unpadded(leaf, name, model) for name, leaf in _flatten(layout).items()}
+    declared = _declared(layout, model)
+    leaves = _flatten(layout).items()
+    return {name: _unpadded(leaf, declared.get(name), model) for name, leaf in leaves}
 
 
 def from_canonical(arrays: Arrays, layout: TrainState, model: ModelDefinition) -> TrainState:
     """The state of restored arrays, padded again and laid out as `layout` says."""
-    targets = _flatten(layout)
+    targets, declared = _flatten(layout), _declared(layout, model)
     changed = {
         n: a
         for n, a in arrays.items()
-        if isinstance(a, jax.Array) and _differs(n, targets[n], model)
+        if isinstance(a, jax.Array) and _differs(declared.get(n), model)
     }
     if changed:
         stages = model.execution.stages
@@ -105,32 +107,37 @@ def _name(path: tuple) -> str:
     return ".".join(["optimizer" if parts[0] == "opt_state" else parts[0], *parts[1:]])
 
 
-def _parameter(name: str, leaf: Any, model: ModelDefinition) -> ParameterInfo | None:
-    """The parameter or variable that an array of the state is, or goes with: of name and shape."""
+def _declared(state: TrainState, model: ModelDefinition) -> dict[str, ParameterInfo]:
+    """The parameters and variables that arrays of the state are or go with, by canonical name.
+
+    Whatever goes with one (its average, its moments) lies in a dict under its name and has its shape.
+    """
     declared = model.parameters | model.variables
-    info = next((i for n, i in declared.items() if name.endswith("." + n)), None)
-    return info if info is not None and leaf.shape == info.shape else None
+    found = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        info = declared.get(str(getattr(path[-1], "key", "")))
+        if info is not None and leaf.shape == info.shape:
+            found[_name(path)] = info
+    return found
 
 
-def _differs(name: str, leaf: Any, model: ModelDefinition) -> bool:
+def _differs(info: ParameterInfo | None, model: ModelDefinition) -> bool:
     """Whether an array of the state is another than a checkpoint's."""
-    info, stages = _parameter(name, leaf, model), model.execution.stages
+    stages = model.execution.stages
     reordered = stages is not None and stages.rounds > 1 and info and "layers" in info.axes
-    return bool(reordered) or _vocab_dim(name, leaf, model) is not None
+    return bool(reordered) or _vocab_dim(info, model) is not None
 
 
-def _vocab_dim(name: str, leaf: Any, model: ModelDefinition) -> int | None:
+def _vocab_dim(info: ParameterInfo | None, model: ModelDefinition) -> int | None:
     """The padded vocabulary dim of an array, if it has one."""
-    info = _parameter(name, leaf, model)
-    if info is None or "vocab" not in info.axes:
-        return None
-    return (
-        None if padded_vocab(model.config) == model.config.vocab_size else info.axes.index("vocab")
-    )
+    padded = padded_vocab(model.config) != model.config.vocab_size
+    return info.axes.index("vocab") if padded and info and "vocab" in info.axes else None
 
 
-def _unpadded(leaf: Any, name: str, model: ModelDefinition) -> jax.ShapeDtypeStruct:
-    dim = _vocab_dim(name, leaf, model)
+def _unpadded(
+    leaf: Any, info: ParameterInfo | None, model: ModelDefinition
+) -> jax.ShapeDtypeStruct:
+    dim = _vocab_dim(info, model)
     if dim is None:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
     shape = list(leaf.shape)

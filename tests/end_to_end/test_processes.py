@@ -47,8 +47,13 @@ class Ended:
 
 
 def environment() -> dict[str, str]:
-    left = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")}
-    return left | {"JAX_PLATFORMS": "cpu", "MAXLM_JOIN_SECONDS": "60", "PYTHONPATH": str(ROOT)}
+    left = {name: value for name, value in os.environ.items() if name != "NPROC"}
+    return left | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # four processes compile a step each
+        "MAXLM_JOIN_SECONDS": "60",
+        "PYTHONPATH": str(ROOT),
+    }
 
 
 def launched(

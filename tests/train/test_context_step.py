@@ -17,7 +17,6 @@ from maxlm.config.schema import (
     OptimizerConfig,
     ParallelConfig,
     RunConfig,
-    ScheduleConfig,
     TrainConfig,
 )
 from maxlm.model.decoder import Execution
@@ -26,17 +25,13 @@ from maxlm.parallel.mesh import make_mesh
 from maxlm.parallel.placement import local_rows, place_batch
 from maxlm.train.execution import execution_of
 from maxlm.train.optimizer import make_optimizer
-from maxlm.train.schedule import RateSchedule
-from maxlm.train.state import fresh_state
-from maxlm.train.step import _accumulate, make_train_step
-from tests.train.test_step import SHAPE, packed_batches
+from maxlm.train.step import _accumulate
+from tests.train.small_step import SHAPE, begin, packed_batches, take
 
 LENGTH = 48
 STEPS = 20
 # Eight query heads, so that they divide over every layout's context axis; two key-value heads do not.
 WIDE = SHAPE | {"num_heads": 8}
-# A program that runs once: compiled in less time, with equal results.
-QUICK = {"xla_backend_optimization_level": 1}
 METHODS = ["ring", "ulysses", "all_gather"]
 LAYOUTS = [
     {"fsdp": 2, "context": 4},
@@ -81,7 +76,6 @@ def gradients(parallel, method="all_gather", variant=None, accumulation=1):
         placed = place_batch(batch, 8, local_rows(8, mesh), mesh)
         function = jax.jit(
             lambda p, b: _accumulate(loss_sums, (p, {}), b, accumulation=accumulation),
-            compiler_options=QUICK,
         )
         grads, sums = function(model.init(0, mesh), placed)
     return float(sums.total / sums.weight), jax.device_get(grads)
@@ -141,25 +135,9 @@ def losses(parallel, method="all_gather", accumulation=1):
     """Float32 losses of 20 steps."""
     mesh, model = on_mesh(parallel, method, jnp.float32)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3), model.parameters)
-    rate = RateSchedule(ScheduleConfig(), warmup_steps=4, total_steps=STEPS)
     with jax.set_mesh(mesh):
-        state = fresh_state(model, optimizer, seed=0, average=False, mesh=mesh)
-        step = jax.jit(
-            make_train_step(
-                model,
-                optimizer,
-                rate,
-                clip_norm=1.0,
-                accumulation=accumulation,
-                token_bytes=np.ones(101, np.int32),
-            ),
-            donate_argnums=0,
-        )
-        found = []
-        for batch in packed_batches(STEPS, length=LENGTH):
-            state, metrics = step(state, place_batch(batch, 8, local_rows(8, mesh), mesh))
-            found.append(float(metrics.nll / metrics.weight))
-    return np.array(found)
+        state, step = begin(model, optimizer, mesh, accumulation=accumulation)
+        return take(state, step, packed_batches(STEPS, length=LENGTH), mesh)[1]
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,7 @@ from maxlm.parallel.mesh import make_mesh
 from maxlm.parallel.placement import local_rows, place_batch
 from maxlm.parallel.stages import stages_of
 from maxlm.train.optimizer import make_optimizer
-from maxlm.train.state import fresh_state
-from maxlm.train.step import make_train_step
-from tests.train.test_step import packed_batches
+from tests.train.small_step import begin, packed_batches
 
 # A leading dense layer, a shared expert, biases of all kinds; more experts than devices hold one of.
 MODEL = {
@@ -92,17 +90,14 @@ def step(
         weights = _of_layers(stages.to_stage_order, weights)
     with jax.set_mesh(mesh):
         weights = jax.device_put(weights, model.shardings(mesh))
-        state = fresh_state(model, keep, seed=0, average=False, mesh=mesh, params=weights)
-        train_step = jax.jit(
-            make_train_step(
-                model,
-                keep,
-                lambda step: jnp.ones(()),
-                clip_norm=None,
-                accumulation=accumulation,
-                token_bytes=np.ones(101, np.int32),
-            ),
-            compiler_options={"xla_backend_optimization_level": 1},  # compiles in less time
+        state, train_step = begin(
+            model,
+            keep,
+            mesh,
+            rate=_one,
+            params=weights,
+            clip_norm=None,
+            accumulation=accumulation,
         )
         batch = next(packed_batches(1, batch_size=rows))
         batch = place_batch(batch, rows, local_rows(rows, mesh), mesh)
@@ -120,6 +115,10 @@ def step(
 def _of_layers(order, arrays):
     """Arrays with those of layers in another order."""
     return {n: order(a) if n.startswith("segments.") else a for n, a in arrays.items()}
+
+
+def _one(step):
+    return jnp.ones(())
 
 
 def _weights(config, dtype):
@@ -310,16 +309,7 @@ def test_a_step_with_bad_gradients_leaves_the_biases():
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
     model = define(ModelConfig(**(MODEL | {"num_layers": 2})))
     keep = optax.identity()
-    state = fresh_state(model, keep, seed=0, average=False, mesh=mesh)
-    train_step = jax.jit(
-        make_train_step(
-            model,
-            keep,
-            lambda step: jnp.ones(()),
-            clip_norm=None,
-            token_bytes=np.ones(101, np.int32),
-        )
-    )
+    state, train_step = begin(model, keep, mesh, rate=_one, clip_norm=None)
     good = next(packed_batches(1))
     bad = good._replace(loss_weights=good.loss_weights * np.inf)
     after_bad, _ = train_step(state, bad)

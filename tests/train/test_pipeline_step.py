@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maxlm.config.choices import Rematerialization
-from maxlm.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, ScheduleConfig
+from maxlm.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
 from maxlm.model.decoder import Execution
 from maxlm.model.definition import define
 from maxlm.parallel.mesh import make_mesh
@@ -14,10 +14,8 @@ from maxlm.parallel.placement import local_rows, place_batch
 from maxlm.parallel.stages import Stages, stages_of
 from maxlm.train.canonical import canonical_targets, from_canonical, to_canonical
 from maxlm.train.optimizer import make_optimizer
-from maxlm.train.schedule import RateSchedule
-from maxlm.train.state import abstract_state, fresh_state
-from maxlm.train.step import make_train_step
-from tests.train.test_step import SHAPE, packed_batches
+from maxlm.train.state import abstract_state
+from tests.train.small_step import SHAPE, begin, packed_batches, take
 
 ROWS = 16
 LOCAL = {"attention_pattern": ["local", "global"], "attention_window": 7}
@@ -60,37 +58,29 @@ class Trainer:
             grads |= {name: np.asarray(stages.to_layer_order(grads[name])) for name in layers}
         return float(loss), grads
 
-    def begin(self, kind="adamw", accumulation=1, steps=20):
+    def begin(self, kind="adamw", accumulation=1):
         """A fresh state and a step."""
         optimizer = make_optimizer(
             OptimizerConfig(kind=kind, learning_rate=3e-3), self.model.parameters
         )
-        rate = RateSchedule(ScheduleConfig(), warmup_steps=4, total_steps=steps)
-        step = make_train_step(
-            self.model,
-            optimizer,
-            rate,
-            clip_norm=1.0,
-            accumulation=accumulation,
-            token_bytes=np.ones(101, np.int32),
-        )
         self.layout = abstract_state(self.model, optimizer, average=True, mesh=self.mesh)
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.layout)
         with jax.set_mesh(self.mesh):
-            self.state = fresh_state(self.model, optimizer, seed=0, average=True, mesh=self.mesh)
-        self.step = jax.jit(
-            step,
-            donate_argnums=0,
-            out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, self.layout), None),
-        )
+            self.state, self.step = begin(
+                self.model,
+                optimizer,
+                self.mesh,
+                average=True,
+                accumulation=accumulation,
+                compile={"donate_argnums": 0, "out_shardings": (places, None)},
+            )
         return self
 
     def losses(self, steps=20):
-        found = []
         with jax.set_mesh(self.mesh):
-            for batch in packed_batches(steps, batch_size=ROWS):
-                self.state, metrics = self.step(self.state, self.place(batch))
-                found.append(float(metrics.nll / metrics.weight))
-        return np.array(found)
+            batches = packed_batches(steps, batch_size=ROWS)
+            self.state, found = take(self.state, self.step, batches, self.mesh)
+        return found
 
 
 @pytest.fixture(scope="module")

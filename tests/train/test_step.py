@@ -6,42 +6,15 @@ import numpy as np
 import optax
 import pytest
 
-from maxlm.batch import Batch
 from maxlm.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, ScheduleConfig
 from maxlm.model.decoder import Execution
 from maxlm.model.definition import define
 from maxlm.parallel.mesh import make_mesh
-from maxlm.parallel.placement import local_rows, place_batch
 from maxlm.train.optimizer import make_optimizer
 from maxlm.train.schedule import RateSchedule
-from maxlm.train.state import fresh_state
-from maxlm.train.step import make_train_step
+from tests.train.small_step import SHAPE, begin, packed_batches, take
 
-SHAPE = {
-    "vocab_size": 101,
-    "num_layers": 3,
-    "embed_dim": 32,
-    "num_heads": 4,
-    "num_kv_heads": 2,
-    "head_dim": 8,
-    "mlp_dim": 64,
-}
 STEPS = 20
-
-
-def packed_batches(count, batch_size=8, length=24, seed=0):
-    """Random tokens in packed documents that end inside rows, with padding at some ends."""
-    rng = np.random.default_rng(seed)
-    for _ in range(count):
-        tokens = rng.integers(0, 101, (batch_size, length + 1), dtype=np.int32)
-        cuts = np.sort(rng.integers(1, length, (batch_size, 2)), axis=1)
-        index = np.arange(length)[None]
-        segments = 1 + (index >= cuts[:, :1]).astype(np.int32)
-        segments = np.where(index >= cuts[:, 1:], 0, segments)
-        starts = np.where(index >= cuts[:, :1], cuts[:, :1], 0)
-        weights = (segments > 0) & (index != cuts[:, :1] - 1)
-        positions = np.where(segments > 0, index - starts, 0).astype(np.int32)
-        yield Batch(tokens[:, :-1], tokens[:, 1:], weights.astype(np.float32), segments, positions)
 
 
 def run(
@@ -59,30 +32,13 @@ def run(
     mesh = make_mesh(ParallelConfig(**parallel), jax.devices()[:devices])
     execution = Execution(compute_dtype=dtype, param_dtype=dtype, loss_chunk=loss_chunk)
     model = define(ModelConfig(**(SHAPE | (variant or {}))), execution)
-    optimizer = make_optimizer(
-        OptimizerConfig(kind=kind, learning_rate=3e-3),
-        model.parameters,
-    )
-    rate = RateSchedule(ScheduleConfig(), warmup_steps=4, total_steps=steps)
+    optimizer = make_optimizer(OptimizerConfig(kind=kind, learning_rate=3e-3), model.parameters)
     with jax.set_mesh(mesh):
-        state = fresh_state(model, optimizer, seed=0, average=False, mesh=mesh)
-        step = jax.jit(
-            make_train_step(
-                model,
-                optimizer,
-                rate,
-                clip_norm=1.0,
-                accumulation=accumulation,
-                token_bytes=np.ones(101, np.int32),
-            ),
-            donate_argnums=0,
+        state, step = begin(
+            model, optimizer, mesh, accumulation=accumulation, compile={"donate_argnums": 0}
         )
-        losses = []
-        for batch in packed_batches(steps):
-            placed = place_batch(batch, 8, local_rows(8, mesh), mesh)
-            state, metrics = step(state, placed)
-            losses.append(float(metrics.nll / metrics.weight))
-    return np.array(losses), {name: np.asarray(x) for name, x in state.params.items()}
+        state, losses = take(state, step, packed_batches(steps), mesh)
+    return losses, {name: np.asarray(x) for name, x in state.params.items()}
 
 
 LAYOUTS = [
@@ -153,17 +109,9 @@ def test_loss_falls_when_a_batch_is_repeated():
     model = define(ModelConfig(**SHAPE))
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
     for kind in ("adamw", "muon"):
-        optimizer = make_optimizer(
-            OptimizerConfig(kind=kind, learning_rate=1e-2),
-            model.parameters,
-        )
+        optimizer = make_optimizer(OptimizerConfig(kind=kind, learning_rate=1e-2), model.parameters)
         rate = RateSchedule(ScheduleConfig(), warmup_steps=2, total_steps=60)
-        state = fresh_state(model, optimizer, seed=0, average=False, mesh=mesh)
-        step = jax.jit(
-            make_train_step(
-                model, optimizer, rate, clip_norm=1.0, token_bytes=np.ones(101, np.int32)
-            )
-        )
+        state, step = begin(model, optimizer, mesh, rate=rate)
         batch = next(packed_batches(1))
         losses = []
         for i in range(60):
@@ -177,22 +125,8 @@ def test_loss_falls_when_a_batch_is_repeated():
 def test_a_step_with_bad_gradients_changes_nothing_but_the_counters():
     model = define(ModelConfig(**SHAPE))
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
-    optimizer = make_optimizer(
-        OptimizerConfig(learning_rate=1e-2),
-        model.parameters,
-    )
-    rate = RateSchedule(ScheduleConfig(), warmup_steps=2, total_steps=9)
-    state = fresh_state(model, optimizer, seed=0, average=True, mesh=mesh)
-    step = jax.jit(
-        make_train_step(
-            model,
-            optimizer,
-            rate,
-            clip_norm=1.0,
-            average_decay=0.9,
-            token_bytes=np.ones(101, np.int32),
-        )
-    )
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), model.parameters)
+    state, step = begin(model, optimizer, mesh, average=True, average_decay=0.9)
     good = next(packed_batches(1))
     bad = good._replace(loss_weights=good.loss_weights * np.inf)
     state, _ = step(state, good)
@@ -235,18 +169,8 @@ def test_muon_orthogonalises_each_layer_of_a_stack_and_leaves_the_rest_to_adamw(
 def test_the_averaged_weights_follow_the_weights():
     model = define(ModelConfig(**SHAPE))
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
-    optimizer = optax.sgd(0.1)
-    rate = RateSchedule(ScheduleConfig(), warmup_steps=1, total_steps=9)
-    state = fresh_state(model, optimizer, seed=0, average=True, mesh=mesh)
-    step = jax.jit(
-        make_train_step(
-            model,
-            optimizer,
-            rate,
-            clip_norm=None,
-            average_decay=0.5,
-            token_bytes=np.ones(101, np.int32),
-        )
+    state, step = begin(
+        model, optax.sgd(0.1), mesh, average=True, clip_norm=None, average_decay=0.5
     )
     average = dict(state.params)
     for taken, batch in enumerate(packed_batches(3)):
