@@ -57,7 +57,6 @@ _FREE = frozenset(
         "async-done",
         "call-done",
         "custom-call-done",
-        "send",
         "send-done",
         "recv",
         "recv-done",
@@ -189,7 +188,7 @@ class _Reader:
         cycles = _cycles(instruction)
         if cycles is not None and self.chip.clock:
             seconds = cycles / self.chip.clock
-        elif sends or instruction.opcode == "custom-call":
+        elif sends or instruction.opcode in ("custom-call", "send"):
             return None
         else:
             moved = moved_bytes(instruction, computation, self.program)
