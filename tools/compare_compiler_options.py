@@ -5,9 +5,9 @@
         --options xla_enable_async_all_gather=true,xla_tpu_enable_async_collective_fusion_fuse_all_gather=true
 
 The program, compiled ahead of time, is a gradient step of scanned gated MLPs whose weights lie over all
-chips of the slice, 4096 tokens a chip. Each line says the compiler's estimate of cycles, the bytes of
-temporaries and how many collectives the text names (one that runs beside a matmul is named three
-times: its start, inside, its end). The first line is without options. `--width 256 --mlp 512` takes seconds.
+chips of the slice, 4096 tokens a chip. Each line says what the planner reads of it (`maxlm/plan/reading.py`):
+cycles of compute, bytes of temporaries, and what each kind of collective sends. The first line is
+without options. `--width 256 --mlp 512` takes seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
+from collections import defaultdict
 from typing import Any
 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -27,11 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tpu_cycles import estimate
 
+from maxlm.plan.reading import Reading, read_program
 from maxlm.plan.topology import parse_topology
-
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "call-start")
 
 
 def main() -> None:
@@ -47,17 +45,26 @@ def main() -> None:
     for text in ["", *arguments.options]:
         options = dict(part.split("=", 1) for part in text.split(",") if part)
         compiled = lowered.compile(compiler_options=options)
-        program = compiled.as_text()
-        found = estimate(program)
+        chip = parse_topology(arguments.topology).chip
+        assert chip.clock
+        reading = read_program(compiled.as_text(), chip=chip)
         record: dict[str, Any] = {
             "topology": arguments.topology,
             "options": options,
-            "estimated_cycles": found.cycles,
-            "estimated_matmul_cycles": found.matmul_cycles,
+            "compute_megacycles": round(reading.time.compute * chip.clock / 1e6, 3),
+            "matmul_megacycles": round(reading.time.matmuls * chip.clock / 1e6, 3),
             "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+            "wire_megabytes": wire_megabytes(reading),
         }
-        record |= {name: len(re.findall(rf" {name}\(", program)) for name in COLLECTIVES}
         print(json.dumps(record), flush=True)
+
+
+def wire_megabytes(reading: Reading) -> dict[str, float]:
+    """What a device sends in a step, by kind of collective and whether anything runs meanwhile."""
+    sent: dict[str, float] = defaultdict(float)
+    for c in reading.collectives:
+        sent[f"{c.kind}, {'overlapped' if c.is_overlapped else 'blocking'}"] += c.wire_bytes / 1e6
+    return {key: round(value, 1) for key, value in sent.items()}
 
 
 def lowered_step(topology: str, width: int, mlp: int, layers: int) -> Any:

@@ -16,9 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -29,11 +31,13 @@ import jax
 import jaxlib
 from bench_rows import make_batches
 from matmul_flops import matmul_flops
-from tpu_cycles import CLOCK, estimate
 from train_program import TrainProgram, build
 
 from maxlm.config.choices import Rematerialization
+from maxlm.parallel.chips import chip_of
 from maxlm.parallel.placement import local_rows, place_batch
+from maxlm.plan.kernels import seconds_by_rule
+from maxlm.plan.reading import read_program
 from maxlm.plan.topology import parse_topology
 
 SMALL = (
@@ -123,13 +127,22 @@ def topology_devices(topology: str | None, count: int | None) -> list[Any]:
 
 
 def _estimated(text: str, device_kind: str) -> dict[str, Any]:
-    found = estimate(text)
-    clock = CLOCK.get(device_kind)
+    chip = chip_of(device_kind)
+    assert chip and chip.clock
+    # Kernels are counted here, so how long they take need not be known well.
+    operations = read_program(text, chip=chip, kernel_seconds=seconds_by_rule).operations
+    estimated = [o for o in operations if o.estimated and o.kind != "kernel"]
+    calls: Counter[str] = Counter()
+    for operation in operations:
+        if operation.kind == "kernel":
+            calls[re.sub(r"[.\d]+$", "", operation.name)] += operation.times
+    seconds = sum(o.seconds for o in estimated)
+    matmuls = sum(o.seconds for o in estimated if o.kind == "matmul")
     return {
-        "estimated_cycles": found.cycles,
-        "estimated_matmul_cycles": found.matmul_cycles,
-        "estimated_seconds": round(found.cycles / clock, 5) if clock else None,
-        "kernel_calls": dict(found.kernels),
+        "estimated_cycles": round(seconds * chip.clock),
+        "estimated_matmul_cycles": round(matmuls * chip.clock),
+        "estimated_seconds": round(seconds, 5),
+        "kernel_calls": dict(calls),
     }
 
 

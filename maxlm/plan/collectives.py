@@ -2,14 +2,18 @@
 
 In: an instruction of the schedule; out: the collectives in it. They stand bare (the device waits), as a
 start and a done with other work between, inside fusions (beside a matmul, or with the slice that makes
-a reduce-scatter of an all-reduce), and in computations that another core runs. One that is spread over
+a reduce-scatter of an all-reduce), in computations that another core runs, and between slices as what is
+sent to the hosts' runtime. One that is spread over
 several fusions carries the same channel in each and counts once.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from maxlm.parallel.chips import Chip
 from maxlm.plan.hlo import Computation, Instruction, Program
@@ -31,6 +35,8 @@ KINDS = frozenset(
 
 # What runs collectives: `custom-call-start` and `call-start` begin them on the SparseCore.
 _HOLDERS = ("fusion", "async-start", "call-start", "custom-call", "custom-call-start")
+# What the runtime between slices calls them.
+_TRANSFERS = {"ONE_TO_ONE": "collective-permute"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,13 @@ class Wiring:
     chip: Chip
     axes: Mapping[str, int]
     slices: Sequence[int]
+
+    def axes_between_slices(self) -> tuple[str, ...]:
+        """Axes along which devices of several slices lie."""
+        if not self.slices or not self.axes:
+            return ()
+        slices = np.asarray(self.slices).reshape(tuple(self.axes.values()))
+        return tuple(n for d, n in enumerate(self.axes) if (np.diff(slices, axis=d) != 0).any())
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,8 @@ def find_collectives(
         times: how often it runs in a step.
         wiring: mesh and links.
     """
+    if instruction.opcode == "send":
+        return _between_slices(instruction, computation, program, times, wiring)
     kind = instruction.opcode.removesuffix("-start")
     if kind in KINDS:
         started = instruction.opcode.endswith("-start")
@@ -90,12 +105,13 @@ def find_collectives(
         beside = instruction.opcode != "fusion" or (not scatters and _is_continued(inner, holder))
         begins = inner.config("flag_start") in (None, "-1")
         found.append(_found(inner, holder, program, kind, times, wiring, beside, begins))
-    source = program.frames.source(instruction.attributes)
+    # A fusion names its line better than what was moved into it does.
+    own = program.frames.source(instruction.attributes)
+    around = own or _source(instruction, computation, program)
     return [
-        f if f.collective.source or not source
-        else replace(f, collective=replace(f.collective, source=source))
+        replace(f, collective=replace(f.collective, source=own or f.collective.source or around))
         for f in found
-    ]  # fmt: skip
+    ]
 
 
 def settle(found: list[Found]) -> list[Collective]:
@@ -124,6 +140,41 @@ def ring_bytes(kind: str, payload: float, size: int) -> float:
     if kind in ("collective-permute", "collective-broadcast"):
         return payload
     return (2 if kind == "all-reduce" else 1) * payload * (size - 1) / size
+
+
+def _between_slices(
+    send: Instruction, computation: Computation, program: Program, times: int, wiring: Wiring
+) -> list[Found]:
+    """What the hosts exchange for the devices of several slices: a `send` to the runtime, and a `recv`."""
+    transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.attributes)
+    target = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', send.attributes)
+    if transfer is None:
+        return []
+    kind = _TRANSFERS.get(transfer.group(1), transfer.group(1).lower().replace("_", "-"))
+    size = len(set(wiring.slices)) or (_count(target.group(1)) if target else 2)
+    sent = shape_bytes(computation.by_name[send.operands[0]].shape)
+    payload = sent * size if kind == "all-gather" else sent
+    wire = ring_bytes(kind, payload, size)
+    collective = Collective(
+        name=send.name,
+        kind=kind,
+        axes=wiring.axes_between_slices(),
+        size=size,
+        times=times,
+        payload_bytes=float(payload * times),
+        wire_bytes=wire * times,
+        seconds=wire * times / wiring.chip.network_bandwidth,
+        is_overlapped=True,
+        network=True,
+        source=_source(send, computation, program),
+    )
+    return [Found(collective, send.attribute("channel_id") or send.name, True)]
+
+
+def _count(listed: str) -> int:
+    """How many a list such as `1,2` or `0:3` names."""
+    ends = [[int(n) for n in part.split(":")] for part in listed.split(",")]
+    return sum(end[-1] - end[0] + 1 for end in ends)
 
 
 def _found(
@@ -156,9 +207,22 @@ def _found(
         seconds=wire * times / speed,
         is_overlapped=is_overlapped,
         network=network,
-        source=program.frames.source(instruction.attributes),
+        source=_source(instruction, holder, program),
     )
     return Found(collective, instruction.attribute("channel_id") or instruction.name, begins)
+
+
+def _source(instruction: Instruction, holder: Computation, program: Program) -> str:
+    """Its line, or that of what it is given, as far up as a few copies and fusions."""
+    waiting, steps = [instruction], 0
+    while waiting and steps < 12:
+        current, steps = waiting.pop(0), steps + 1
+        inner = [c.root for c in program.called(current)] if current.opcode == "fusion" else []
+        for candidate in (current, *inner):
+            if source := program.frames.source(candidate.attributes):
+                return source
+        waiting += [holder.by_name[o] for o in current.operands if o in holder.by_name]
+    return ""
 
 
 def _inside(

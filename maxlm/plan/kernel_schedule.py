@@ -10,6 +10,7 @@ kernel's code, its arrays, the chip and libtpu's version.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -93,10 +94,8 @@ def schedule_kernel(call: KernelCall, chip: Chip, *, folder: str | None = None) 
     schedule = _compiled(job, call.name)
     kept = {"kernel": call.name, "bundles": schedule.bundles, "grid": schedule.grid}
     # A cache that cannot be written costs time, and nothing else.
-    try:
+    with contextlib.suppress(StorageError):
         write_text(path, json.dumps(kept))
-    except StorageError:
-        pass
     return schedule
 
 

@@ -51,7 +51,6 @@ _FREE = frozenset(
         "copy-start",
         "slice-start",
         "dynamic-slice-start",
-        "send",
         "recv",
     ]
 )
@@ -172,7 +171,7 @@ class _Reader:
             elif instruction.opcode not in _FREE and not instruction.opcode.endswith("-update"):
                 before = len(cost.found)
                 self._add(cost, instruction, scope, times)
-                if instruction.opcode.endswith("-start"):
+                if instruction.opcode.endswith("-start") or instruction.opcode == "send":
                     sent = sum(f.collective.seconds for f in cost.found[before:])
                     running[instruction.name] = (sent, cost.busy)
         return cost
@@ -211,7 +210,7 @@ class _Reader:
         cycles = _cycles(instruction)
         if cycles is not None and self.chip.clock:
             seconds = cycles / self.chip.clock
-        elif sends or instruction.opcode == "custom-call":
+        elif sends or instruction.opcode in ("custom-call", "send"):
             return None
         else:
             moved = moved_bytes(instruction, computation, self.program)
