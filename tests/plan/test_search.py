@@ -12,7 +12,8 @@ from maxlm.config.load import load_config
 from maxlm.errors import CompileError, ConfigError
 from maxlm.plan.candidates import Space, find_candidates
 from maxlm.plan.refine import Corrections
-from maxlm.plan.search import search
+from maxlm.plan.result import Collective
+from maxlm.plan.search import Row, SearchResult, search
 from maxlm.plan.search_report import search_table, status_line, winning_yaml
 from maxlm.plan.topology import parse_topology
 
@@ -30,6 +31,20 @@ CONFIG = load_config(["hardware/v5e"], OVERRIDES)
 CANDIDATES = find_candidates(CONFIG, parse_topology("v5e-8"), Space(accumulations=(1,)))
 # A compiler that dislikes some axes: what arithmetic does not know.
 FACTORS = {"replica": 1.6, "fsdp": 1.1, "tensor": 1.0, "context": 1.5, "stage": 1.3}
+
+
+MADE = Collective(
+    name="all-gather",
+    kind="all-gather",
+    axes=("fsdp",),
+    size=8,
+    times=1,
+    payload_bytes=1.0,
+    wire_bytes=1.0,
+    seconds=0.0,
+    is_overlapped=True,
+    network=False,
+)
 
 
 class Compiler:
@@ -189,3 +204,23 @@ def test_progress_tells_what_is_done_and_what_is_left():
     assert told[-1].left == 0
     assert [status.compiled for status in told] == sorted(status.compiled for status in told)
     assert "best 0.0" in status_line(told[-1])
+
+
+def test_of_equal_steps_the_one_that_sends_least_is_best():
+    fast, slow = (Compiler().compiled(c) for c in CANDIDATES.fitting[:2])
+
+    def row(plan, factor, sent):
+        exposed = (
+            plan.time.exposed + (factor - 1) * fast.time.total + fast.time.total - plan.time.total
+        )
+        time = dataclasses.replace(plan.time, exposed=exposed)
+        collectives = [dataclasses.replace(MADE, wire_bytes=sent)]
+        compiled = dataclasses.replace(plan, time=time, collectives=collectives)
+        return Row(CANDIDATES.fitting[0], compiled)
+
+    def best(*rows):
+        return SearchResult(list(rows), CANDIDATES, Corrections(), "", 0.0).best
+
+    first, frugal, late = row(fast, 1.0, 9e9), row(slow, 1.002, 4e9), row(slow, 1.02, 1e9)
+    assert best(first, frugal, late) is frugal
+    assert best(first, late) is first
