@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from maxlm.errors import PlanError
 from maxlm.parallel.chips import Chip
-from maxlm.plan.collectives import Found, Wiring, find_collectives, settle
+from maxlm.plan.collectives import ON_OTHER_CORES, Found, Wiring, find_collectives, settle
 from maxlm.plan.constants import Scope
 from maxlm.plan.hlo import Computation, Instruction, Program, parse_program
 from maxlm.plan.kernel_schedule import scheduled_seconds
@@ -48,18 +48,9 @@ _FREE = frozenset(
         "optimization-barrier",
         "add-dependency",
         "copy-start",
-        "copy-done",
         "slice-start",
-        "slice-done",
         "dynamic-slice-start",
-        "dynamic-slice-done",
-        "async-update",
-        "async-done",
-        "call-done",
-        "custom-call-done",
-        "send-done",
         "recv",
-        "recv-done",
     ]
 )
 _LIMIT = 1 << 62  # cycles beyond are negative or mean that there is no estimate
@@ -150,7 +141,8 @@ class _Reader:
         """Cost of a computation that runs `times` times."""
         cost = _Cost()
         for instruction in scope.computation.instructions:
-            if instruction.opcode not in _FREE and not instruction.opcode.endswith("-done"):
+            opcode = instruction.opcode
+            if opcode not in _FREE and not opcode.endswith(("-done", "-update")):
                 self._add(cost, instruction, scope, times)
         return cost
 
@@ -181,7 +173,7 @@ class _Reader:
         self, instruction: Instruction, computation: Computation, times: int, sends: bool
     ) -> Operation | None:
         """Other than kernels; None for what is charged as a collective or runs beside."""
-        if instruction.opcode in ("call-start", "async-start"):
+        if instruction.opcode in ON_OTHER_CORES:
             if not sends:
                 self.beside[instruction.opcode] += times
             return None
