@@ -45,6 +45,7 @@ def run_search(
     from maxlm.plan.search_report import search_table, winning_yaml
 
     progress = _Progress()
+    print("ranking layouts by arithmetic", file=sys.stderr, flush=True)
     try:
         result = search_layouts(
             config,

@@ -80,6 +80,13 @@ def state_memory(program: TrainProgram, chip: Chip) -> Memory:
     )
 
 
+def chips_for_state(program: TrainProgram, chip: Chip) -> int:
+    """Over how many chips the state, spread evenly, leaves each device as much as it may use."""
+    leaves = jax.tree.leaves(program.layout)
+    whole = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    return math.ceil(whole / (chip.usable_bytes * chip.devices_per_chip))
+
+
 def needed_bytes(refusal: str) -> int | None:
     """How much the compiler says that a program needs; None where it does not say."""
     match = _NEEDED.search(refusal)

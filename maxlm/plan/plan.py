@@ -15,12 +15,12 @@ from maxlm.plan.analytic import analytic_plan
 from maxlm.plan.compile import Progress, compile_program
 from maxlm.plan.compile_store import Compiled
 from maxlm.plan.compile_worker import sources_hash
-from maxlm.plan.memory import compiled_memory, needed_bytes, state_memory
-from maxlm.plan.prices import cost_of, price_of
+from maxlm.plan.memory import chips_for_state, compiled_memory, needed_bytes, state_memory
+from maxlm.plan.prices import Price, cost_of, price_of
 from maxlm.plan.program import TrainProgram, build_program
 from maxlm.plan.reading import Reading, read_program
-from maxlm.plan.result import Cost, Memory, Plan
-from maxlm.plan.topology import Topology
+from maxlm.plan.result import Memory, Plan
+from maxlm.plan.topology import Topology, smallest_slice
 
 
 def make_plan(
@@ -64,10 +64,8 @@ def make_plan(
     program = build_program(config, topology.devices(), vocab_size=vocab_size)
     state = state_memory(program, topology.chip)
     if not state.fits:
-        note = (
-            "not compiled: parameters, optimizer state and batch alone are more than the device has"
-        )
-        return _plan(program, topology, name, memory=state, notes=[note])
+        notes = [_never_fits(program, topology)]
+        return _plan(program, topology, name, memory=state, notes=notes, price=price)
     compiled = compile_program(
         config,
         topology,
@@ -78,12 +76,20 @@ def make_plan(
     )
     memory = compiled_memory(program, compiled, topology.chip)
     if compiled.out_of_memory:
-        plan = _plan(program, topology, name, memory=memory, notes=_refusal(compiled))
+        notes = _refusal(compiled)
+        plan = _plan(program, topology, name, memory=memory, notes=notes, price=price)
         return replace(plan, versions=compiled.versions, compile_seconds=compiled.seconds)
     reading = read_program(compiled.text, chip=topology.chip, mesh=program.mesh)
-    plan = _plan(program, topology, name, memory=memory, notes=_notes(compiled), reading=reading)
-    cost = cost_of(plan.cost.tokens, plan.tokens_per_second, topology.num_chips, price)
-    return replace(plan, cost=cost, versions=compiled.versions, compile_seconds=compiled.seconds)
+    plan = _plan(
+        program,
+        topology,
+        name,
+        memory=memory,
+        notes=_notes(compiled),
+        price=price,
+        reading=reading,
+    )
+    return replace(plan, versions=compiled.versions, compile_seconds=compiled.seconds)
 
 
 def _plan(
@@ -93,12 +99,14 @@ def _plan(
     *,
     memory: Memory,
     notes: list[str],
+    price: Price | None,
     reading: Reading | None = None,
 ) -> Plan:
     config = program.config
     tokens = program.batch_size * program.length
     flops = train_flops_per_token(config.model, program.length) * tokens
     time = reading.time if reading else None
+    speed = tokens / time.total if time else None
     peak = topology.chip.peak * topology.num_devices
     return Plan(
         config=name or config.name,
@@ -111,11 +119,23 @@ def _plan(
         mfu=flops / (time.total * peak) if time else None,
         memory=memory,
         time=time,
-        cost=Cost(tokens=program.resolved.total_tokens, days=None, chip_hours=None, dollars=None),
+        cost=cost_of(program.resolved.total_tokens, speed, topology.num_chips, price),
         operations=reading.operations if reading else [],
         collectives=reading.collectives if reading else [],
         notes=[*program.told, *notes, *(reading.notes if reading else [])],
     )
+
+
+def _never_fits(program: TrainProgram, topology: Topology) -> str:
+    chips = chips_for_state(program, topology.chip)
+    told = "not compiled: parameters, optimizer state and batch alone are more than a device has"
+    if chips <= topology.num_chips:
+        return (
+            f"{told}; spread evenly over these {topology.num_chips} chips, by more fsdp, they fit"
+        )
+    slice = smallest_slice(topology.chip, chips)
+    where = f"the smallest such slice is {slice.name}" if slice else "several slices have so many"
+    return f"{told}; spread evenly they need at least {chips} chips: {where}"
 
 
 def _refusal(compiled: Compiled) -> list[str]:

@@ -17,7 +17,11 @@ from maxlm.errors import PlanError
 
 _LISTED = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
 _RANGE = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, *device_ids=\(([^)]*)\))?\s*\{([^}]*)\}")
+_AXES = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\]"
+    r"(?:, *device_ids=\(([\d,]*|\[[\d,]+\](?:T\([\d,]+\))?)\))?\s*\{([^}]*)\}"
+)
+_DEVICES = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 
 
@@ -78,10 +82,17 @@ def is_across(groups: np.ndarray, slices: Sequence[int]) -> bool:
 
 
 def _by_axes(match: re.Match[str], attributes: str) -> np.ndarray:
-    """`mesh['a'=4,'b'=16] {'b'}`; a part of an axis is written `'b':(2)4`, after 2 of it, 4."""
+    """`mesh['a'=4,'b'=16] {'b'}`; a part of an axis is written `'b':(2)4`, after 2 of it, 4.
+
+    Devices may follow the mesh, as a list or as a range: `device_ids=([2,2]T(1,0))`.
+    """
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match.group(1))}
     ids = np.arange(math.prod(sizes.values()))
-    if match.group(2):
+    if match.group(2) and (written := _DEVICES.fullmatch(match.group(2))):
+        ids = ids.reshape(_numbers(written.group(1)))
+        ids = ids.transpose(_numbers(written.group(2))) if written.group(2) else ids
+        ids = ids.reshape(-1)
+    elif match.group(2):
         ids = np.array(_numbers(match.group(2)))
     dims: list[int] = []
     joined: list[int] = []

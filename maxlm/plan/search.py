@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from maxlm.config.schema import RunConfig
-from maxlm.errors import CompileError, ConfigError, ParallelError
+from maxlm.errors import CompileError, ConfigError, ParallelError, PlanError
 from maxlm.plan.candidates import Candidate, Candidates
 from maxlm.plan.refine import Corrections
 from maxlm.plan.result import Plan
@@ -63,7 +63,7 @@ class Status:
         running: labels of those that compile, with their seconds.
         best: the best row.
         elapsed: seconds.
-        seconds_left: at the rate so far, at most the budget's rest; None: no rate yet.
+        seconds_left: at the rate of those compiled, at most the budget's rest; None: no rate yet.
     """
 
     compiled: int
@@ -211,7 +211,7 @@ class _Search:
         left = max(1.0, self.budget - self._elapsed)
         try:
             return Row(candidate, self.measure(candidate.config, told, left))
-        except (_Stopped, CompileError, ParallelError) as error:
+        except (_Stopped, CompileError, ParallelError, PlanError) as error:
             return Row(candidate, None, str(error))
         finally:
             self.since.pop(label, None)
@@ -222,7 +222,9 @@ class _Search:
 
     def _status(self) -> Status:
         now, left, elapsed = time.monotonic(), len(self._left()), self._elapsed
-        rate = elapsed / len(self.rows) if self.rows else None
+        # What they took when they were compiled, be it by an earlier search.
+        taken = [r.compiled.compile_seconds or 0.0 for r in self.rows if r.compiled]
+        rate = sum(taken) / len(taken) / self.workers if taken else None
         more = left + len(self.running)
         return Status(
             compiled=len(self.rows),

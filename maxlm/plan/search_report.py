@@ -42,9 +42,7 @@ def status_line(status: Status) -> str:
         best = f"best {status.best.seconds:.4g} s"
         best += f" ({plan.mfu:.1%} MFU)" if plan.mfu is not None else ""
     running = ", ".join(f"{label} ({seconds:.0f} s)" for label, seconds in status.running.items())
-    left = (
-        "" if status.seconds_left is None else f", at most {status.seconds_left / 60:.0f} min left"
-    )
+    left = "" if status.seconds_left is None else f", about {status.seconds_left / 60:.0f} min left"
     return f"{status.compiled} compiled, {status.left} to go{left}; {best}; compiling {running or 'none'}"
 
 

@@ -135,6 +135,17 @@ def parse_topology(text: str, slices: int | None = None) -> Topology:
     raise ConfigError(f"topology '{text}': {_how_named(chip)}")
 
 
+def smallest_slice(chip: Chip, chips: int) -> Topology | None:
+    """The smallest single slice of at least so many chips; None where there is none that large."""
+    if chip.platform == "gpu":
+        host = chip.devices_per_host
+        return Topology(chip, (chips if chips < host else -(-chips // host) * host,))
+    counts = [math.prod(shape) for shape in _shapes(chip)]
+    enough = min((count for count in counts if count >= chips), default=None)
+    shape = _most_cubic(chip, enough) if enough else None
+    return Topology(chip, shape) if shape else None
+
+
 def known_topologies() -> list[str]:
     """One pattern for each product, such as `v5p-N (TensorCores, 2 a chip, 2 to 12288)`."""
     known = []

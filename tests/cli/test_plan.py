@@ -54,7 +54,9 @@ def test_a_state_that_is_too_large_is_not_compiled_and_exits_2(capsys):
     given = ["models/llama3-70b", "hardware/v5e", "data.batch_size=4", "train.duration=9 steps"]
     assert main(["plan", *given, "--topology", "v5e-4"]) == 2
     told = capsys.readouterr()
-    assert "Does not fit" in told.out and "chips" in told.out
+    # 70,553,706,496 parameters of 12 bytes over 15.75 GiB a chip: 50.06.
+    assert "Does not fit" in told.out and "at least 51 chips" in told.out.replace("\n  ", " ")
+    assert "v5e-64" in told.out
     assert "compiling" not in told.err
 
 

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from maxlm.errors import ConfigError
-from maxlm.plan.topology import Topology, known_topologies, parse_topology
+from maxlm.parallel.chips import CHIPS
+from maxlm.plan.topology import Topology, known_topologies, parse_topology, smallest_slice
 
 
 @pytest.mark.parametrize(
@@ -72,6 +73,14 @@ def test_a_name_without_a_slice_says_what_there_is(text, said):
     assert said in str(caught.value)
 
 
+def test_the_smallest_slice_of_so_many_chips_is_named():
+    chips = {name: CHIPS[name] for name in ("v5e", "v5p", "h100")}
+    assert smallest_slice(chips["v5e"], 51).name == "v5e-64"
+    assert smallest_slice(chips["v5p"], 64).name == "v5p-128"
+    assert smallest_slice(chips["h100"], 9).name == "h100x16"
+    assert smallest_slice(chips["v5e"], 257) is None
+
+
 def test_two_counts_of_slices_are_refused():
     with pytest.raises(ConfigError, match="has 2 slices, but --slices says 4"):
         parse_topology("2xv5p-128", slices=4)
@@ -114,7 +123,6 @@ def test_a_description_of_another_chip_is_refused(monkeypatch):
     from dataclasses import replace
 
     from maxlm.errors import ParallelError
-    from maxlm.parallel.chips import CHIPS
 
     of_one_core = Topology(replace(CHIPS["v5p"], cores=1), (2, 2, 1))
     with pytest.raises(ParallelError, match="of 1 TensorCores are meant"):
