@@ -1,11 +1,40 @@
-"""Runs before jax is imported: eight host devices, and threads enough that they cannot deadlock."""
+"""Runs before jax is imported: eight host devices, quick compiles, long modules first.
 
+Programs are compiled at XLA's lowest level of optimization: most of the suite's time is compiling,
+and each program runs a few times only. Runs in processes of their own (`tests/small_run.py`) are
+compiled as users' runs are. What is compiled is kept for the session, for all of its workers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import collections
 import os
+import shutil
+import tempfile
+
+import pytest
 
 # XLA's CPU client sizes its thread pool by NPROC; with fewer threads than fake devices a collective
 # can wait for a participant that has no thread to run on.
 os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+# Made by the first process of a session; its workers inherit the environment.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="maxlm-compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules with the most slow tests first, so that no worker ends with a long one alone."""
+    slow: collections.Counter[str] = collections.Counter()
+    for item in items:
+        slow[str(item.path)] += item.get_closest_marker("slow") is not None
+    items.sort(key=lambda item: -slow[str(item.path)])  # stable: a module's tests stay together

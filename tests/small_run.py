@@ -106,7 +106,7 @@ def write_config(folder: Path, store: Path | str, **sections: Any) -> Path:
     config["output"] = str(folder / "runs")
     config["data"]["mixture"] = {"plays": {"store": str(store)}}
     config["eval"]["sets"] = {"validation": {"store": str(store), "max_tokens": 2000}}
-    config["logging"]["compile_cache"] = str(folder.parent / "compile_cache")
+    config["logging"]["compile_cache"] = os.environ["JAX_COMPILATION_CACHE_DIR"]
     for name, section in sections.items():
         config[name] = {**config.get(name, {}), **section} if isinstance(section, dict) else section
     path = folder / "small.json"  # JSON is YAML

@@ -16,6 +16,7 @@ ROOMS = [
     "errors",
     "storage",
     "lock",
+    "end_with_parent",
     "batch",
     "config",
     "parallel",

@@ -27,6 +27,7 @@ from maxlm.config.choices import AttentionKernel
 from maxlm.kernels.attention.attend import AttentionSettings, attention
 from maxlm.kernels.attention.choose import FEATURES, choose
 from maxlm.kernels.attention.features import AttentionCall, hardware_of
+from maxlm.parallel.accelerators import use_cpu_where_alone
 
 JAX = "jax.nn.dot_product_attention"
 
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--packed", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
+    use_cpu_where_alone()
     for length in arguments.lengths:
         print(json.dumps(measure(length, arguments)), flush=True)
 

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 CASES = {
     # nanoGPT's CPU model (its README): 4 layers, 4 heads, width 128, length 64, batch 12.
@@ -84,87 +85,35 @@ def measure(name: str, arguments: argparse.Namespace) -> dict:
     from maxlm.parallel.host_memory import keep_freed_memory
 
     keep_freed_memory()
-    case = CASES[name]
     import jax
-    import numpy as np
 
+    jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", arguments.cpu_devices)
-    from maxlm.batch import Batch
-    from maxlm.config.schema import (
-        ModelConfig,
-        OptimizerConfig,
-        ParallelConfig,
-        Rematerialization,
-        ScheduleConfig,
-    )
-    from maxlm.model.decoder import Execution
-    from maxlm.model.definition import define
-    from maxlm.parallel.mesh import make_mesh
-    from maxlm.parallel.placement import local_rows, place_batch
-    from maxlm.train.optimizer import make_optimizer
-    from maxlm.train.schedule import RateSchedule
-    from maxlm.train.state import fresh_state
-    from maxlm.train.step import make_train_step
-
-    config = ModelConfig(**case["model"])
-    execution = Execution(
-        rematerialization=Rematerialization(case.get("rematerialization", "none")),
-        # Unrolled, XLA merges what is computed again with what was kept: no rematerialisation.
-        scan_unroll=1 if "rematerialization" in case else config.num_layers,
-    )
-    model = define(config, execution)
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), model.parameters)
-    rate = RateSchedule(ScheduleConfig(), warmup_steps=100, total_steps=2000)
-    mesh = make_mesh(ParallelConfig(replica=-1, fsdp=1))
-    batch_size, length = arguments.batch_size or case["batch_size"], case["length"]
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, config.vocab_size, (batch_size, length + 1), dtype=np.int32)
-    positions = np.tile(np.arange(length, dtype=np.int32), (batch_size, 1))
-    ones = np.ones((batch_size, length), np.int32)
-    host = Batch(tokens[:, :-1], tokens[:, 1:], ones.astype(np.float32), ones, positions)
-    with jax.set_mesh(mesh):
-        state = fresh_state(model, optimizer, seed=0, average=False, mesh=mesh)
-        step = jax.jit(
-            make_train_step(
-                model,
-                optimizer,
-                rate,
-                clip_norm=1.0,
-                token_bytes=np.ones(config.vocab_size, np.int32),
-            ),
-            donate_argnums=0,
-        )
-        rows = local_rows(batch_size, mesh)
-
-        def advance(count: int) -> None:
-            nonlocal state
-            for i in range(count):
-                state, metrics = step(state, place_batch(host, batch_size, rows, mesh))
-                if i % 8 == 7:
-                    metrics.nll.block_until_ready()
-            jax.block_until_ready(state)
-
-        advance(1)
-        first = time.time() - _process_start()
-        wall, cpu = [], []
-        advance(5)
-        for _ in range(arguments.rounds):
-            start, used = time.perf_counter(), time.process_time()
-            advance(arguments.steps)
-            wall.append((time.perf_counter() - start) / arguments.steps)
-            cpu.append((time.process_time() - used) / arguments.steps)
+    case = CASES[name]
+    batch_size = arguments.batch_size or case["batch_size"]
+    steps = _Steps(case, batch_size)
+    steps.advance(1)
+    first = time.time() - _process_start()
+    steps.advance(5)
+    wall, cpu = [], []
+    for _ in range(arguments.rounds):
+        start, used = time.perf_counter(), time.process_time()
+        steps.advance(arguments.steps)
+        wall.append((time.perf_counter() - start) / arguments.steps)
+        cpu.append((time.process_time() - used) / arguments.steps)
+    seconds = statistics.median(wall)
     floor = {}
     if arguments.matmuls:
         import bare_matmuls
 
-        floor = bare_matmuls.matmul_seconds(config, batch_size, length, mesh, 3 * arguments.rounds)
-    seconds = statistics.median(wall)
-    if floor:
+        floor = bare_matmuls.matmul_seconds(
+            steps.config, batch_size, case["length"], steps.mesh, 3 * arguments.rounds
+        )
         floor["matmul_share"] = round(floor["matmul_seconds"] / seconds, 3)
     return {
         "case": name,
         "cpu_devices": arguments.cpu_devices,
-        "tokens_per_second": round(batch_size * length / seconds),
+        "tokens_per_second": round(batch_size * case["length"] / seconds),
         "step_seconds": round(seconds, 5),
         "step_seconds_min_max": [round(min(wall), 5), round(max(wall), 5)],
         "cpu_seconds_per_step": round(statistics.median(cpu), 5),
@@ -173,6 +122,68 @@ def measure(name: str, arguments: argparse.Namespace) -> dict:
         "jax": jax.__version__,
         **floor,
     }
+
+
+class _Steps:
+    """Train steps of a case on one batch of random tokens."""
+
+    def __init__(self, case: dict[str, Any], batch_size: int):
+        from plain_step import plain_step
+
+        from maxlm.config.schema import (
+            ModelConfig,
+            OptimizerConfig,
+            ParallelConfig,
+            Rematerialization,
+            ScheduleConfig,
+        )
+        from maxlm.model.decoder import Execution
+        from maxlm.model.definition import define
+        from maxlm.parallel.mesh import make_mesh
+        from maxlm.train.schedule import RateSchedule
+
+        self.config = ModelConfig(**case["model"])
+        execution = Execution(
+            rematerialization=Rematerialization(case.get("rematerialization", "none")),
+            # Unrolled, XLA merges what is computed again with what was kept: no rematerialisation.
+            scan_unroll=1 if "rematerialization" in case else self.config.num_layers,
+        )
+        self.mesh = make_mesh(ParallelConfig(replica=-1, fsdp=1))
+        self.batch = _random_batch(self.config.vocab_size, batch_size, case["length"])
+        self.state, self.step = plain_step(
+            define(self.config, execution),
+            OptimizerConfig(learning_rate=1e-3),
+            RateSchedule(ScheduleConfig(), warmup_steps=100, total_steps=2000),
+            self.mesh,
+        )
+
+    def advance(self, count: int) -> None:
+        """Take steps, few of them un-awaited, and await the last."""
+        import jax
+
+        from maxlm.parallel.placement import local_rows, place_batch
+
+        rows = len(self.batch.tokens)
+        local = local_rows(rows, self.mesh)
+        with jax.set_mesh(self.mesh):
+            for i in range(count):
+                placed = place_batch(self.batch, rows, local, self.mesh)
+                self.state, metrics = self.step(self.state, placed)
+                if i % 8 == 7:
+                    metrics.nll.block_until_ready()
+            jax.block_until_ready(self.state)
+
+
+def _random_batch(vocab_size: int, batch_size: int, length: int) -> Any:
+    import numpy as np
+
+    from maxlm.batch import Batch
+
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, vocab_size, (batch_size, length + 1), dtype=np.int32)
+    positions = np.tile(np.arange(length, dtype=np.int32), (batch_size, 1))
+    ones = np.ones((batch_size, length), np.int32)
+    return Batch(tokens[:, :-1], tokens[:, 1:], ones.astype(np.float32), ones, positions)
 
 
 def _process_start() -> float:

@@ -32,6 +32,7 @@ from maxlm.config.load import load_config
 from maxlm.config.schema import OptimizerConfig, ParallelConfig
 from maxlm.model.definition import define
 from maxlm.model.parameter import Kind, ParameterInfo
+from maxlm.parallel.accelerators import use_cpu_where_alone
 from maxlm.parallel.axes import sharding
 from maxlm.parallel.mesh import make_mesh
 from maxlm.parallel.placement import local_rows, place_batch
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=2000)
     parser.add_argument("--cpu-devices", type=int, default=1, choices=[1, 2, 4, 8])
     arguments = parser.parse_args()
+    use_cpu_where_alone()
     jax.config.update("jax_num_cpu_devices", arguments.cpu_devices)
     names = parameter_names(arguments.preset)
     layers = load_config(arguments.preset).model.num_layers

@@ -25,8 +25,10 @@ BATCHES = 4
 
 def main(request: dict[str, Any]) -> None:
     """Measure and print."""
+    from maxlm.parallel.accelerators import use_cpu_where_alone
     from maxlm.parallel.host_memory import keep_freed_memory
 
+    use_cpu_where_alone()
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         keep_freed_memory()
     import jax

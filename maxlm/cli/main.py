@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import os
 import sys
 
 from maxlm.errors import MaxLMError, did_you_mean
@@ -88,5 +89,15 @@ def _top_parser() -> argparse.ArgumentParser:
     )
 
 
+def _end_with_launcher() -> None:
+    """Where `maxlm launch local` started this process, and is killed, it ends too."""
+    from maxlm.end_with_parent import end_with_parent
+    from maxlm.launch.local import LAUNCHER
+
+    if launcher := os.environ.pop(LAUNCHER, ""):
+        end_with_parent(int(launcher))
+
+
 if __name__ == "__main__":
+    _end_with_launcher()
     sys.exit(main())

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maxlm.parallel.axes import constrain, length_shards, row_shards
+from maxlm.parallel.axes import constrain, length_shards, mesh_shards, row_shards
 
 
 class LossSums(NamedTuple):
@@ -122,8 +122,7 @@ def _forward(
     start = (*_zero_sums(weights), constrain(table_grad, "token_shards", "vocab", "activation"))
     chunked = (hidden, targets, weights)
     (total, nll, table_grad), hidden_grad = _over_chunks(one, start, chunked, options.chunks)
-    table_grad = constrain(table_grad.sum(0).astype(table.dtype), "vocab", "table_embed")
-    return (total.sum(), nll.sum()), (hidden_grad, table_grad)
+    return (total.sum(), nll.sum()), (hidden_grad, _summed_over_shards(table_grad, table.dtype))
 
 
 def _backward(
@@ -175,6 +174,22 @@ def _chunk_loss(
 def _gathered(table: jax.Array) -> jax.Array:
     """The table with whole rows on every device: gathered once, not in every chunk."""
     return constrain(table, "vocab", "activation")
+
+
+def _summed_over_shards(grad: jax.Array, dtype: Any) -> jax.Array:
+    """`[shards, V, D]` → `[V, D]` in `dtype`, sharded as the table is.
+
+    Inside each replica first, which scatters the sum over the width, and then over the replicas: in one
+    sum the compiler all-reduces the whole table over all devices (4.1 GB a step and chip for
+    128,256 × 4,096 on 64 chips).
+    """
+    replicas = mesh_shards("replica_batch")
+    if len(grad) % replicas:
+        replicas = 1
+    parts = grad.reshape(replicas, len(grad) // replicas, *grad.shape[1:])
+    parts = parts.sum(1).astype(dtype)
+    parts = constrain(parts, "replica_batch", "vocab", "table_embed")
+    return constrain(parts.sum(0), "vocab", "table_embed")
 
 
 def _zero_sums(weights: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -38,6 +38,8 @@ GRACE_SECONDS = 15.0
 # Here a process is dead within a moment, not cut off by a network.
 HEARTBEAT_SECONDS = 10
 LAST_LINES = 20
+# A process whose environment has this ends with the launcher of this id: nobody reads it then.
+LAUNCHER = "MAXLM_LAUNCHER_PID"
 _FAILED = re.compile("^" + FAILED.format(process=r"(\d+)", text=""), re.MULTILINE)
 
 
@@ -150,6 +152,7 @@ def _environments(processes: int, devices: int) -> list[dict[str, str]]:
             "MAXLM_HEARTBEAT_SECONDS", str(HEARTBEAT_SECONDS)
         ),
         "PYTHONUNBUFFERED": "1",
+        LAUNCHER: str(os.getpid()),
     }
     return [
         {

@@ -2,7 +2,7 @@
 
 In come flags and the environment; inside `joined()` jax sees the devices of all processes, and
 `jax.process_count()` and `process_index()` say what this one is. A process that fails inside
-tells the others, which end too; one that dies without a word is noticed by its missing heartbeat.
+tells the others, which end too; one that dies without a word is noticed by its `lifelines`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from maxlm.errors import MaxLMError, ParallelError
 from maxlm.parallel.cluster import Membership, find_membership, from_tpu_metadata
+from maxlm.parallel.lifelines import PROCESS_LOST, Lifelines
 from maxlm.parallel.rendezvous import bind_address, meet
 
 # How long to wait for all to join, and for the heartbeat of one that was there. Both belong to a
@@ -39,10 +40,14 @@ _OTHERS_LEAVE_SECONDS = 4.0
 FAILED = "maxlm: process {process} failed: {text}"
 
 
+# Of the run that this process has joined.
+_lifelines: Lifelines | None = None
+
+
 class ProcessLostError(ParallelError):
     """Another process of the run has died: nothing to mend here, run it again."""
 
-    exit_code = 75
+    exit_code = PROCESS_LOST
 
 
 @contextlib.contextmanager
@@ -121,7 +126,9 @@ def join(
             f"process {member.process} of {member.count} ({member.source}) has started its devices "
             "before it joined the others; call maxlm first, or jax.distributed.initialize"
         )
-    meet(member, _seconds(*JOIN_SECONDS))
+    lines = meet(member, _seconds(*JOIN_SECONDS))
+    global _lifelines
+    _lifelines = Lifelines(lines, _seconds(*HEARTBEAT_SECONDS))
     _initialize(member)
 
 
@@ -170,6 +177,7 @@ def _ending_together() -> Iterator[None]:
         if failing.is_set() or said["process"] == process_index():
             return
         said_by_another.append(said)
+        _let_go()
         words = FAILED.format(process=said["process"], text=said["text"])
         print(f"{words}; this process ends too", file=sys.stderr, flush=True)
         _leave_soon(said["code"], _AFTER_ANOTHER_FAILED_SECONDS)
@@ -185,6 +193,8 @@ def _ending_together() -> Iterator[None]:
         if said_by_another:
             raise SystemExit(said_by_another[0]["code"]) from error
         failing.set()
+        if not lost:
+            _let_go()
         code = ProcessLostError.exit_code if lost else _exit_code(error)
         _leave_soon(code, _LAST_WORDS_SECONDS)
         if lost:
@@ -198,7 +208,14 @@ def _ending_together() -> Iterator[None]:
         said = {"process": process_index(), "code": code, "text": text[:2000]}
         watch.announce(json.dumps(said))
         raise
+    _let_go()
     watch.close()
+
+
+def _let_go() -> None:
+    """From here on the others may go, and this process, without a loss."""
+    if _lifelines is not None:
+        _lifelines.let_go()
 
 
 def _is_of_connection(error: BaseException) -> bool:

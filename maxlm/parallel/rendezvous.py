@@ -3,7 +3,7 @@
 jax's own start ends the whole process from C++ when another never joins, and crashes when the port
 is in use (jax 0.10.2); nothing can then say who was missing. So the processes meet here before: all
 call the first one on the coordinator's port, which answers when every one has called, or says who
-has not. Then the port is free again, for jax.
+has not. Then the port is free again, for jax; the connections stay, for `lifelines`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ _ANSWER_SECONDS = 5.0  # for a caller to say who it is
 _RETRY_SECONDS = 0.1
 
 
-def meet(member: Membership, timeout_seconds: float) -> None:
+def meet(member: Membership, timeout_seconds: float) -> dict[int, socket.socket]:
     """Return when all processes have called this.
+
+    Returns:
+        Open connections by the process at the other end: the first process has one to each of the
+        others, and those have one to it.
 
     Raises:
         ParallelError: time is up (who is missing), the port is in use, or two say that they are the
@@ -37,9 +41,8 @@ def meet(member: Membership, timeout_seconds: float) -> None:
     host = host.strip("[]")
     deadline = time.monotonic() + timeout_seconds
     if member.process == 0:
-        _gather(member, host, int(port), deadline, timeout_seconds)
-    else:
-        _call(member, host, int(port), deadline, timeout_seconds)
+        return _gather(member, host, int(port), deadline, timeout_seconds)
+    return {0: _call(member, host, int(port), deadline, timeout_seconds)}
 
 
 def bind_address(address: str) -> str:
@@ -58,7 +61,9 @@ def describe(processes: Iterable[int], limit: int = 12) -> str:
     return f"process{'es' if len(numbers) > 1 else ''} {shown}{more}"
 
 
-def _gather(member: Membership, host: str, port: int, deadline: float, seconds: float) -> None:
+def _gather(
+    member: Membership, host: str, port: int, deadline: float, seconds: float
+) -> dict[int, socket.socket]:
     """The first process: wait for the others' calls and answer them all at once."""
     _allow_connections(member.count)
     callers: dict[int, tuple[socket.socket, str]] = {}
@@ -85,8 +90,11 @@ def _gather(member: Membership, host: str, port: int, deadline: float, seconds: 
         for caller, _ in callers.values():
             with contextlib.suppress(OSError):  # it has gone; jax's own start will see that
                 caller.sendall(json.dumps({"greeting": GREETING, "error": error}).encode() + b"\n")
-    if error:
-        raise ParallelError(error)
+        if error:
+            raise ParallelError(error)
+        stack.pop_all()
+    server.close()
+    return {process: caller for process, (caller, _) in callers.items()}
 
 
 def _take(
@@ -131,7 +139,9 @@ def _is_there(caller: socket.socket) -> bool:
         caller.settimeout(_ANSWER_SECONDS)
 
 
-def _call(member: Membership, host: str, port: int, deadline: float, seconds: float) -> None:
+def _call(
+    member: Membership, host: str, port: int, deadline: float, seconds: float
+) -> socket.socket:
     """Any other process: call the first one until it answers."""
     hello = {
         "greeting": GREETING,
@@ -142,22 +152,30 @@ def _call(member: Membership, host: str, port: int, deadline: float, seconds: fl
     trouble = "no answer"
     while (left := deadline - time.monotonic()) > 0:
         try:
-            with socket.create_connection((host, port), timeout=min(left, 10.0)) as line:
-                line.sendall(json.dumps(hello).encode() + b"\n")
-                # The first process gives up at its own deadline, which may be later.
-                answer = _receive(line, left + _ANSWER_SECONDS)
+            line = socket.create_connection((host, port), timeout=min(left, 10.0))
         except OSError as error:
-            trouble, answer = error.strerror or str(error), None
-        if answer is not None:
-            if answer["error"]:
+            trouble = error.strerror or str(error)
+        else:
+            answer = _ask(line, hello, left + _ANSWER_SECONDS)
+            if answer is not None and not answer["error"]:
+                return line
+            line.close()
+            if answer is not None:
                 raise ParallelError(answer["error"])
-            return
         time.sleep(_RETRY_SECONDS)
     raise ParallelError(
         f"process {member.process} of {member.count} could not join process 0 at {member.address} "
         f"within {seconds:.0f} s ({trouble}): process 0 never joined, or this address is not its "
         f"own (it comes from {member.source})"
     )
+
+
+def _ask(line: socket.socket, hello: dict[str, Any], seconds: float) -> dict[str, Any] | None:
+    """Greet the first process and wait for its answer, which it may give later than we give up."""
+    with contextlib.suppress(OSError):
+        line.sendall(json.dumps(hello).encode() + b"\n")
+        return _receive(line, seconds)
+    return None
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -187,10 +205,11 @@ def _receive(line: socket.socket, seconds: float) -> dict[str, Any] | None:
     try:
         while not text.endswith(b"\n") and len(text) < 100_000:
             line.settimeout(max(0.01, deadline - time.monotonic()))
-            part = line.recv(65_536)
+            part = line.recv(65_536, socket.MSG_PEEK)
             if not part:
                 return None
-            text += part
+            # No further than its end: what follows is for `lifelines`.
+            text += line.recv(part.index(b"\n") + 1 if b"\n" in part else len(part))
         said = json.loads(text)
     except (OSError, ValueError):
         return None

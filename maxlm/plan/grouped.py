@@ -46,6 +46,11 @@ class CollectiveGroup:
         return " × ".join(self.axes) or f"groups of {self.size}"
 
     @property
+    def over_with_size(self) -> str:
+        """The axes with the number of devices of a group: `fsdp (64)`."""
+        return f"{self.over} ({self.size})" if self.axes else self.over
+
+    @property
     def how(self) -> str:
         """`overlapped` or `blocking`."""
         return "overlapped" if self.is_overlapped else "blocking"

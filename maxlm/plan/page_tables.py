@@ -79,7 +79,7 @@ def collectives(plan: Plan) -> str:
     """Every collective, grouped by kind, axes and overlap."""
     groups = group_collectives(plan.collectives)
     body = "".join(
-        f"<tr><td>{escape(g.kind)}</td><td>{escape(g.over)} ({g.size})</td>"
+        f'<tr><td class="word">{escape(g.kind)}</td><td>{escape(g.over_with_size)}</td>'
         f'<td class="num">{g.times:,}</td><td class="num">{g.wire_bytes / 1e9:,.3f}</td>'
         f'<td class="num">{step_seconds(g.seconds)}</td>'
         f"<td{'' if g.is_overlapped else ' class=blocking'}>{g.how}</td>"

@@ -9,7 +9,8 @@ body as often as it runs, of a branch the one that takes longest:
 - collectives by the bytes that a device sends on a ring over all its links (`collectives.py`).
 
 Copies between the device's memory and the chip run beside everything and are not charged. A step is
-compute, kernels, collectives that block, and what the others take longer than compute and kernels.
+compute, kernels, collectives that block, and what the others take longer than what is scheduled between
+their start and their end, or all of them longer than compute and kernels.
 """
 
 from __future__ import annotations
@@ -113,15 +114,35 @@ def read_program(
 
 @dataclass
 class _Cost:
-    """What part of a program comes to."""
+    """What part of a program comes to.
+
+    Attributes:
+        operations: in the order of the schedule.
+        found: collectives.
+        busy: seconds of the operations.
+        waited: seconds that asynchronous collectives take longer than what runs between start and end.
+    """
 
     operations: list[Operation] = field(default_factory=list)
     found: list[Found] = field(default_factory=list)
+    busy: float = 0.0
+    waited: float = 0.0
+
+    def add(self, operation: Operation) -> None:
+        """One more operation."""
+        self.operations.append(operation)
+        self.busy += operation.seconds
+
+    def extend(self, more: _Cost) -> None:
+        """All of a computation inside of this one."""
+        self.operations += more.operations
+        self.found += more.found
+        self.busy += more.busy
+        self.waited += more.waited
 
     def seconds(self) -> float:
         """To choose among branches: everything added up."""
-        sent = sum(f.collective.seconds for f in self.found)
-        return sum(o.seconds for o in self.operations) + sent
+        return self.busy + sum(f.collective.seconds for f in self.found)
 
 
 class _Reader:
@@ -140,10 +161,19 @@ class _Reader:
     def walk(self, scope: Scope, times: int) -> _Cost:
         """Cost of a computation that runs `times` times."""
         cost = _Cost()
+        running: dict[
+            str, tuple[float, float]
+        ] = {}  # by start: its seconds, and what was busy then
         for instruction in scope.computation.instructions:
-            opcode = instruction.opcode
-            if opcode not in _FREE and not opcode.endswith(("-done", "-update")):
+            if instruction.opcode.endswith("-done"):
+                seconds, then = running.pop(_start_of(instruction, scope.computation), (0.0, 0.0))
+                cost.waited += max(0.0, seconds - (cost.busy - then))
+            elif instruction.opcode not in _FREE and not instruction.opcode.endswith("-update"):
+                before = len(cost.found)
                 self._add(cost, instruction, scope, times)
+                if instruction.opcode.endswith("-start"):
+                    sent = sum(f.collective.seconds for f in cost.found[before:])
+                    running[instruction.name] = (sent, cost.busy)
         return cost
 
     def _add(self, cost: _Cost, instruction: Instruction, scope: Scope, times: int) -> None:
@@ -152,14 +182,14 @@ class _Reader:
             trips = trip_count(instruction, scope)
             body = self.program.computations[instruction.attribute("body") or ""]
             if trips:
-                _extend(cost, self.walk(scope.of_loop(instruction, body), times * trips))
+                cost.extend(self.walk(scope.of_loop(instruction, body), times * trips))
         elif opcode == "conditional":
             branches = scope.branches(instruction)
-            _extend(cost, max((self.walk(b, times) for b in branches), key=_Cost.seconds))
+            cost.extend(max((self.walk(b, times) for b in branches), key=_Cost.seconds))
         elif opcode == "call":
-            _extend(cost, self.walk(scope.inside(instruction), times))
+            cost.extend(self.walk(scope.inside(instruction), times))
         elif is_kernel(instruction):
-            cost.operations.append(self._kernel(instruction, scope, times))
+            cost.add(self._kernel(instruction, scope, times))
         else:
             found = find_collectives(
                 instruction, scope.computation, self.program, times, self.wiring
@@ -167,7 +197,7 @@ class _Reader:
             cost.found += found
             operation = self._operation(instruction, scope.computation, times, bool(found))
             if operation is not None:
-                cost.operations.append(operation)
+                cost.add(operation)
 
     def _operation(
         self, instruction: Instruction, computation: Computation, times: int, sends: bool
@@ -237,7 +267,7 @@ def _reading(cost: _Cost, reader: _Reader) -> Reading:
         kernels=kernels,
         blocking=blocking,
         overlapped=overlapped,
-        exposed=max(0.0, overlapped - matmuls - elementwise - kernels),
+        exposed=max(cost.waited, overlapped - matmuls - elementwise - kernels),
     )
     return Reading(
         time=time,
@@ -266,9 +296,12 @@ def _notes(cost: _Cost, reader: _Reader) -> list[str]:
     return notes
 
 
-def _extend(cost: _Cost, more: _Cost) -> None:
-    cost.operations += more.operations
-    cost.found += more.found
+def _start_of(done: Instruction, computation: Computation) -> str:
+    """Name of the instruction that began what this one ends."""
+    name = done.operands[0] if done.operands else ""
+    while (inner := computation.by_name.get(name)) and inner.opcode.endswith("-update"):
+        name = inner.operands[0]
+    return name
 
 
 def _cycles(instruction: Instruction) -> int | None:

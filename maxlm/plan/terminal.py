@@ -186,7 +186,7 @@ def _collectives(plan: Plan) -> list[RenderableType]:
         more = f" +{len(group.sources) - 1}" if len(group.sources) > 1 else ""
         table.add_row(
             group.kind,
-            _text(f"{group.over} ({group.size})" if group.axes else group.over),
+            _text(group.over_with_size),
             f"{group.times:,}",
             f"{group.wire_bytes / 1e9:,.3f}",
             step_seconds(group.seconds),

@@ -27,11 +27,13 @@ def share(part: float, whole: float) -> str:
 
 
 def step_seconds(value: float | None) -> str:
-    """Seconds of one step or a part of it: `3.17 s`, `0.210 s`, `4.31 ms`."""
+    """Seconds of one step or a part of it: `3.17 s`, `0.210 s`, `4.31 ms`, `8.2 µs`."""
     if value is None:
         return UNKNOWN
     if value == 0:
         return "0 s"
+    if value < 1e-3:
+        return f"{1e6 * value:.1f} µs"
     return f"{value:.3f} s" if 0.01 <= value < 1 else q.duration(value)
 
 

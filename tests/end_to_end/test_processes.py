@@ -232,6 +232,54 @@ def test_processes_with_different_configs_are_refused_at_start(tmp_path):
     assert not list((tmp_path / "runs").rglob("*"))
 
 
+def test_processes_with_different_code_are_refused_at_start(tmp_path):
+    """Two checkouts of one version, of which one has been changed."""
+    checkouts = [tmp_path / "a", tmp_path / "b"]
+    for checkout in checkouts:
+        shutil.copytree(ROOT / "maxlm", checkout / "maxlm", ignore=shutil.ignore_patterns("__py*"))
+    with open(checkouts[1] / "maxlm" / "train" / "schedule.py", "a") as changed:
+        changed.write("# Another line.\n")
+    write_quick_config(tmp_path, "no/store/is/opened")
+    for code, text in two_starts(tmp_path, [], [], where=checkouts):
+        assert code == 2, text
+        assert "do not have the same code" in text and "Traceback" not in text
+        assert re.search(r"process 1: maxlm's source is (\w+), process 0 has (?!\1)\w+", text)
+        assert "install the same version everywhere" in text
+    assert not list((tmp_path / "runs").rglob("*"))
+
+
+def test_a_killed_launcher_takes_its_processes_along(tmp_path):
+    write_quick_config(tmp_path, "no/store/is/opened")
+    launcher = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "maxlm.cli.main", "launch", "local", "--processes", "2"),
+            *("--logs", str(tmp_path / "logs"), "--", "train", str(tmp_path / "small.json")),
+        ],
+        cwd=ROOT,
+        env=environment(),
+    )
+    started: list[int] = []
+    try:
+        while len(started) < 2:
+            assert launcher.poll() is None
+            started = children(launcher.pid)
+    finally:
+        launcher.kill()
+        launcher.wait()
+    deadline = time.monotonic() + 30
+    while left := [p for p in started if is_running(p)]:
+        assert time.monotonic() < deadline, f"{left} still run"
+        time.sleep(0.1)
+
+
+def is_running(process: int) -> bool:
+    """Whether it is there, and not only waiting for someone to take note of its end."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_processes_with_different_data_are_refused_at_start(tmp_path):
     places = [tmp_path / "a", tmp_path / "b"]
     for place, characters in zip(places, (30_000, 29_000), strict=True):

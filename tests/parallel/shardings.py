@@ -17,12 +17,12 @@ from maxlm.config.presets import preset_names
 from maxlm.config.schema import RunConfig
 from maxlm.model.definition import define
 from maxlm.parallel.mesh import mesh_sizes
+from maxlm.plan.pods import topology_in_name
 from maxlm.train.execution import execution_of
 
 FOLDER = Path(__file__).parent / "shardings"
-# Devices that a run is meant for, where neither its config nor its name says so; models alone are
-# laid over a mesh that splits them both ways.
-DEVICES = {"runs/llama3-8b-v5p-128": 64}
+# Models alone are laid over a mesh that splits them both ways, runs over the devices that their name
+# or config says.
 MODEL_MESH = ["parallel.fsdp=4", "parallel.tensor=2"]
 EXPERT_MESH = ["parallel.fsdp=2", "parallel.expert=2", "parallel.tensor=2"]
 BYTES = 257  # vocabulary of configs that leave it to the tokenizer
@@ -33,7 +33,8 @@ def described(name: str) -> str:
     config = load_config(name, [])
     if name.startswith("models/"):
         config = load_config(name, EXPERT_MESH if config.model.num_experts else MODEL_MESH)
-    devices = DEVICES.get(name) or config.parallel.cpu_devices or 8
+    pod = topology_in_name(name)
+    devices = pod.num_devices if pod else config.parallel.cpu_devices or 8
     sizes = mesh_sizes(config.parallel, devices)
     mesh = AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
     model = define_model(config)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from maxlm.plan.parts import memory_parts, time_parts, widths
 from maxlm.plan.short_shape import short_shape
 from maxlm.plan.terminal import plan_text, print_plan
+from maxlm.plan.units import step_seconds
 from maxlm.plan.verdict import remedies, verdict
 from tests.plan.made_plans import ALL, GIB, collective, fitting, memory, operation, too_large
 
@@ -163,6 +164,17 @@ def test_host_memory_and_bubble_are_told_where_there_are_any():
 )
 def test_shapes_are_shown_without_their_layout(shape, short):
     assert short_shape(shape) == short
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0.0, "0 s"), (8.2e-6, "8.2 µs"), (4.312e-3, "4.31 ms"), (0.0823, "0.082 s"),
+        (3.168, "3.17 s"), (75.0, "1 min 15 s"), (None, "–"),
+    ],
+)  # fmt: skip
+def test_seconds_have_the_unit_that_reads_best(seconds, told):
+    assert step_seconds(seconds) == told
 
 
 def test_gib_is_of_1024():

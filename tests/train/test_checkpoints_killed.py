@@ -1,5 +1,6 @@
 """SIGKILL at any moment of a save, and a disk that fills up: what was saved before is still good."""
 
+import contextlib
 import errno
 import os
 import random
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -32,7 +34,9 @@ def targets_of(rows: int) -> dict[str, jax.ShapeDtypeStruct]:
 TARGETS = targets_of(256)
 
 
-def run_and_kill(folder: Path | str, saves: int, delay: float, rows: int = 256) -> None:
+@contextlib.contextmanager
+def saving(folder: Path | str, rows: int = 256) -> Iterator[subprocess.Popen]:
+    """A process that saves one checkpoint after another and is killed at the block's end."""
     child = subprocess.Popen(
         [sys.executable, str(HERE / "killed_save.py"), str(folder), str(rows)],
         stdout=subprocess.PIPE,
@@ -40,16 +44,21 @@ def run_and_kill(folder: Path | str, saves: int, delay: float, rows: int = 256) 
         text=True,
     )
     try:
+        yield child
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+
+
+def run_and_kill(folder: Path, saves: int, delay: float) -> None:
+    with saving(folder) as child:
         seen = 0
         for line in child.stdout:
             seen += line.startswith("saving")
             if seen == saves:
                 break
         time.sleep(delay)
-    finally:
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
 
 
 @pytest.mark.slow

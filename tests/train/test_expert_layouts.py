@@ -19,6 +19,7 @@ from maxlm.model.decoder import Execution
 from maxlm.model.definition import define
 from maxlm.parallel.mesh import make_mesh
 from maxlm.parallel.placement import local_rows, place_batch
+from maxlm.parallel.stages import stages_of
 from maxlm.train.optimizer import make_optimizer
 from maxlm.train.state import fresh_state
 from maxlm.train.step import make_train_step
@@ -73,11 +74,13 @@ def step(
     accumulation=1,
     kernels=None,
     method=ContextAttention.ALL_GATHER,
+    rows=8,
 ):
     """Loss, gradients, biases and routing metrics of one step on a mesh."""
-    mesh = make_mesh(ParallelConfig(**layout), jax.devices()[:devices])
-    kernels = kernels or ExpertKernels()
-    execution = Execution(dtype, dtype, experts=kernels, context_attention=method)
+    config = ParallelConfig(**layout)
+    mesh = make_mesh(config, jax.devices()[:devices])
+    kernels, stages = kernels or ExpertKernels(), stages_of(config, mesh)
+    execution = Execution(dtype, dtype, experts=kernels, context_attention=method, stages=stages)
     model = define(ModelConfig(**(MODEL | (variant or {}))), execution)
     # Its state after a step is the gradient.
     keep = optax.GradientTransformation(
@@ -85,6 +88,8 @@ def step(
         lambda grads, state, params: (jax.tree.map(jnp.zeros_like, grads), grads),
     )
     weights = _weights(model.config, dtype)
+    if stages is not None:
+        weights = _of_layers(stages.to_stage_order, weights)
     with jax.set_mesh(mesh):
         weights = jax.device_put(weights, model.shardings(mesh))
         state = fresh_state(model, keep, seed=0, average=False, mesh=mesh, params=weights)
@@ -99,7 +104,8 @@ def step(
             ),
             compiler_options={"xla_backend_optimization_level": 1},  # compiles in less time
         )
-        batch = place_batch(next(packed_batches(1)), 8, local_rows(8, mesh), mesh)
+        batch = next(packed_batches(1, batch_size=rows))
+        batch = place_batch(batch, rows, local_rows(rows, mesh), mesh)
         state, metrics = train_step(state, batch)
         numbers = {
             "loss": metrics.nll / metrics.weight,
@@ -107,7 +113,13 @@ def step(
             **state.variables,
             **state.opt_state,
         }
-        return {name: np.asarray(array) for name, array in numbers.items()}
+        numbers = {name: np.asarray(array) for name, array in numbers.items()}
+        return numbers if stages is None else _of_layers(stages.to_layer_order, numbers)
+
+
+def _of_layers(order, arrays):
+    """Arrays with those of layers in another order."""
+    return {n: order(a) if n.startswith("segments.") else a for n, a in arrays.items()}
 
 
 def _weights(config, dtype):
@@ -176,6 +188,27 @@ def test_a_few_layouts_equal_one_device(layout, one_device):
 def test_micro_batches_equal_those_of_one_device(layout, one_device):
     with jax.enable_x64(True):
         assert_equal(step(layout, devices=4, accumulation=2), one_device(accumulation=2))
+
+
+@pytest.mark.parametrize(
+    ("layout", "accumulation"),
+    [
+        ({"stage": 2, "expert": 2, "fsdp": 1, "tensor": 2, "pipeline_rounds": 2}, 2),
+        pytest.param({"stage": 2, "expert": 4, "fsdp": 1}, 1, marks=pytest.mark.slow),
+        pytest.param({"stage": 2, "expert": 2, "fsdp": 2}, 2, marks=pytest.mark.slow),
+        pytest.param({"stage": 2, "expert": 2, "fsdp": 1, "context": 2}, 1, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_experts_over_a_pipeline_s_stages_equal_one_device(layout, accumulation, one_device):
+    """Every layer of a stage is alike, so none is dense; rows are packed."""
+    of = {
+        "variant": {"num_layers": 4, "dense_layers": 0},
+        "accumulation": accumulation,
+        "rows": 16,
+    }
+    with jax.enable_x64(True):
+        assert_equal(step(layout, **of), one_device(**of))
 
 
 def test_micro_batches_change_the_load_balance_loss_alone(one_device):

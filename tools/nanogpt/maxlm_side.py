@@ -70,89 +70,98 @@ def speed(settings: dict[str, Any]) -> None:
         from maxlm.parallel.host_memory import keep_freed_memory
 
         keep_freed_memory()
-    import jax
-    import jax.numpy as jnp
-
-    from maxlm.config.derive_model import resolve_model
-    from maxlm.config.load import load_config
-    from maxlm.config.schema import OptimizerConfig
-    from maxlm.model.decoder import Execution
-    from maxlm.model.definition import define
-    from maxlm.parallel.mesh import make_mesh
-    from maxlm.parallel.placement import local_rows, place_batch
-    from maxlm.train.optimizer import make_optimizer
-    from maxlm.train.state import fresh_state
-    from maxlm.train.step import make_train_step
-
     exchange = np.load(settings["exchange"])
     theirs = np.load(settings["exchange"].replace(".npz", "-torch.npz"))
-    vocab_size, length = theirs["transformer.wte.weight"].shape[0], exchange["x"].shape[2]
-    config = load_config(settings["config"], settings["overrides"])
-    parallel = config.parallel
-    if parallel.cpu_devices:
-        jax.config.update("jax_num_cpu_devices", parallel.cpu_devices)
-    shape = resolve_model(config.model, vocab_size=vocab_size, length=length)
-    unroll = parallel.scan_unroll or shape.num_layers
-    chunk = config.train.loss_chunk
-    model = define(shape, Execution(scan_unroll=unroll, loss_chunk=chunk))
-    optimizer = make_optimizer(
-        OptimizerConfig(learning_rate=1e-3, beta2=0.99, weight_decay=0.1), model.parameters
-    )
-    mesh = make_mesh(parallel)
-    batch_size = settings["batch_size"]
-    rows = local_rows(batch_size, mesh)
+    trainer = _Trainer(settings, theirs, length=exchange["x"].shape[2])
+    print("EQUAL" + json.dumps(trainer.compared(exchange, theirs)), flush=True)
+    data = np.memmap(os.path.join(settings["data"], "train.bin"), np.uint16, mode="r")
+    generator = np.random.default_rng(1337)
+    answer(lambda steps: trainer.run(steps, data, generator))
 
-    def place(x: np.ndarray, y: np.ndarray) -> Batch:
-        return place_batch(_batch(x, y), batch_size, rows, mesh)
 
-    with jax.set_mesh(mesh):
-        params = jax.device_put(weights_of(theirs, model.parameters), model.shardings(mesh))
-        pairs = [place(x, y) for x, y in zip(exchange["x"], exchange["y"], strict=True)]
-        logits = jax.jit(lambda p, b: model.bind(p).logits(b))(params, pairs[0])
-        difference = float(np.abs(np.asarray(logits) - theirs["logits"]).max())
-        state = fresh_state(model, optimizer, seed=0, average=False, mesh=mesh, params=params)
-        step = jax.jit(
-            make_train_step(
-                model,
-                optimizer,
-                lambda step: jnp.ones((), jnp.float32),
-                clip_norm=1.0,
-                token_bytes=jnp.ones(vocab_size, jnp.int32),
-            ),
-            donate_argnums=0,
-            compiler_options=dict(parallel.compiler_options),
+class _Trainer:
+    """nanoGPT's weights in our model, and its train step."""
+
+    def __init__(self, settings: dict[str, Any], theirs: Any, length: int):
+        import jax
+        import jax.numpy as jnp
+
+        from maxlm.config.derive_model import resolve_model
+        from maxlm.config.load import load_config
+        from maxlm.config.schema import OptimizerConfig
+        from maxlm.model.decoder import Execution
+        from maxlm.model.definition import define
+        from maxlm.parallel.mesh import make_mesh
+
+        sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        from plain_step import plain_step
+
+        config = load_config(settings["config"], settings["overrides"])
+        parallel = config.parallel
+        if parallel.cpu_devices:
+            jax.config.update("jax_num_cpu_devices", parallel.cpu_devices)
+        vocab_size = theirs["transformer.wte.weight"].shape[0]
+        shape = resolve_model(config.model, vocab_size=vocab_size, length=length)
+        unroll = parallel.scan_unroll or shape.num_layers
+        self.length, self.batch_size = length, settings["batch_size"]
+        self.model = define(
+            shape, Execution(scan_unroll=unroll, loss_chunk=config.train.loss_chunk)
         )
-        losses = []
-        for pair in pairs:
-            state, metrics = step(state, pair)
-            losses.append(float(metrics.nll) / float(metrics.weight))
-        found = {
-            "logits_max_difference": difference,
+        self.mesh = make_mesh(parallel)
+        with jax.set_mesh(self.mesh):
+            weights = weights_of(theirs, self.model.parameters)
+            self.state, self.step = plain_step(
+                self.model,
+                OptimizerConfig(learning_rate=1e-3, beta2=0.99, weight_decay=0.1),
+                lambda step: jnp.ones((), jnp.float32),
+                self.mesh,
+                params=jax.device_put(weights, self.model.shardings(self.mesh)),
+                compiler_options=parallel.compiler_options,
+            )
+
+    def compared(self, exchange: Any, theirs: Any) -> dict[str, Any]:
+        """Our logits, then our losses of a step a batch, against those of PyTorch."""
+        import jax
+
+        with jax.set_mesh(self.mesh):
+            pairs = [self._place(x, y) for x, y in zip(exchange["x"], exchange["y"], strict=True)]
+            program = jax.jit(lambda p, b: self.model.bind(p).logits(b))
+            logits = np.asarray(program(self.state.params, pairs[0]))
+            losses = []
+            for pair in pairs:
+                self.state, metrics = self.step(self.state, pair)
+                losses.append(float(metrics.nll) / float(metrics.weight))
+        return {
+            "logits_max_difference": float(np.abs(logits - theirs["logits"]).max()),
             "logits_max": float(np.abs(theirs["logits"]).max()),
             "losses_max_difference": float(np.abs(np.array(losses) - theirs["losses"]).max()),
             "losses": losses,
             "steps_compared": len(losses),
-            "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
+            "mesh": {axis: size for axis, size in self.mesh.shape.items() if size > 1},
             "jax": jax.__version__,
         }
-        print("EQUAL" + json.dumps(found), flush=True)
 
-        data = np.memmap(os.path.join(settings["data"], "train.bin"), np.uint16, mode="r")
-        generator = np.random.default_rng(1337)
+    def run(self, steps: int, data: np.ndarray, generator: np.random.Generator) -> None:
+        """Take steps on random windows of the data, and await the last."""
+        import jax
 
-        def run(steps: int) -> None:
-            nonlocal state
-            in_flight: collections.deque = collections.deque()
+        in_flight: collections.deque = collections.deque()
+        with jax.set_mesh(self.mesh):
             for _ in range(steps):
-                starts = generator.integers(0, len(data) - length, batch_size)
-                both = data[starts[:, None] + np.arange(length + 1)].astype(np.int32)
-                state, metrics = step(state, place(both[:, :-1], both[:, 1:]))
+                starts = generator.integers(0, len(data) - self.length, self.batch_size)
+                both = data[starts[:, None] + np.arange(self.length + 1)].astype(np.int32)
+                placed = self._place(both[:, :-1], both[:, 1:])
+                self.state, metrics = self.step(self.state, placed)
                 in_flight.append(metrics.nll)
                 if len(in_flight) > MAX_IN_FLIGHT:
                     in_flight.popleft().block_until_ready()
-            jax.block_until_ready(state)
+            jax.block_until_ready(self.state)
 
-        answer(run)
+    def _place(self, x: np.ndarray, y: np.ndarray) -> Batch:
+        from maxlm.parallel.placement import local_rows, place_batch
+
+        rows = local_rows(self.batch_size, self.mesh)
+        return place_batch(_batch(x, y), self.batch_size, rows, self.mesh)
 
 
 def weights_of(theirs: Any, parameters: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -6,11 +6,9 @@ library. It dies with the process that started it, so that a killed run leaves n
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -19,11 +17,11 @@ from maxlm import errors
 from maxlm.data.sources.source_file import SourceFile
 from maxlm.data.tokenize.plan import Unit
 from maxlm.data.tokenize.unit import Counts, Job, UnitResult, UnitWorker, hash_file
+from maxlm.end_with_parent import end_with_parent
 from maxlm.errors import DataError, MaxLMError
 
 Task = tuple[Any, Unit | SourceFile]  # a label of the caller's, and what to do
 Done = tuple[Any, Unit | SourceFile, UnitResult | str]
-_PR_SET_PDEATHSIG = 1
 
 
 def run_here(
@@ -120,7 +118,7 @@ def _receive(connection: Connection, process: Any, task: Task) -> Any:
 
 def _serve(job: Job, connection: Connection, parent: int) -> None:
     """Main function of a worker."""
-    _die_with(parent)
+    end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees to it
     try:
         worker = UnitWorker(job, connection.send)
@@ -134,11 +132,3 @@ def _serve(job: Job, connection: Connection, parent: int) -> None:
 
 def _do(worker: UnitWorker, task: Unit | SourceFile) -> UnitResult | str:
     return worker.do(task) if isinstance(task, Unit) else hash_file(task)
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when `parent` ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)

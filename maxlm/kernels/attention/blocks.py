@@ -34,15 +34,20 @@ class Keys(NamedTuple):
     segments: jax.Array  # [m, B, s]
 
 
-def block_size(length: int) -> int:
-    """Tokens in a block, by measurement on a CPU: 256 took 15% more time than 128 at length 512,
-    as much at 1024, and less at 2048 and 4096.
+def even_block(length: int, runs: int = 1) -> int:
+    """Tokens in each of the blocks of a row, of equal size, so that little is filled up.
+
+    Args:
+        length: tokens in the row.
+        runs: of how many equally long runs of adjacent tokens it consists; no block lies in two of
+            them where a run divides into blocks. Blocks are skipped by the range of their indices.
     """
-    return 128 if length <= 512 else 256
+    blocks = runs * -(-length // (runs * _block_size(length)))
+    return -(-length // blocks)
 
 
 def cut_queries(
-    query: jax.Array, kv_heads: int, index: jax.Array, segments: jax.Array, runs: int = 1
+    query: jax.Array, kv_heads: int, index: jax.Array, segments: jax.Array, size: int
 ) -> Queries:
     """Queries in blocks.
 
@@ -51,25 +56,24 @@ def cut_queries(
         kv_heads: K.
         index: `[T]`, as in `parts.Places`.
         segments: `[B, T]`.
-        runs: of how many equally long runs of adjacent tokens these consist; no block lies in two of
-            them where a run divides into blocks. Blocks are skipped by the range of their indices.
+        size: q, as from `even_block`.
     """
-    q = _even_block(query.shape[1], runs)
-    query = cut_heads(query * query.shape[-1] ** -0.5, kv_heads, q)
-    return Queries(query, _cut_last(index, q, -1), _cut_last(segments, q, -1))
+    query = cut_heads(query * query.shape[-1] ** -0.5, kv_heads, size)
+    return Queries(query, _cut_last(index, size, -1), _cut_last(segments, size, -1))
 
 
 def cut_keys(
-    key: jax.Array, value: jax.Array, index: jax.Array, segments: jax.Array, runs: int = 1
+    key: jax.Array, value: jax.Array, index: jax.Array, segments: jax.Array, size: int
 ) -> Keys:
     """Keys and values `[B, S, K, C]` in blocks; the other arguments as in `cut_queries`."""
-    s = _even_block(key.shape[1], runs)
 
     def cut(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % s), (0, 0), (0, 0)))
-        return x.reshape(x.shape[0], -1, s, *x.shape[2:]).transpose(1, 0, 3, 2, 4)
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0)))
+        return x.reshape(x.shape[0], -1, size, *x.shape[2:]).transpose(1, 0, 3, 2, 4)
 
-    return Keys(cut(key), cut(value), _cut_last(index, s, _NOWHERE), _cut_last(segments, s, -1))
+    return Keys(
+        cut(key), cut(value), _cut_last(index, size, _NOWHERE), _cut_last(segments, size, -1)
+    )
 
 
 def visible(queries: Queries, keys: Keys, window: int | None) -> tuple[jax.Array, jax.Array]:
@@ -113,12 +117,6 @@ def join_heads(x: jax.Array, length: int, heads: int) -> jax.Array:
     return x.reshape(batch, -1, heads, width)[:, :length]
 
 
-def _even_block(length: int, runs: int) -> int:
-    """Tokens in each of the blocks, of equal size, so that little is filled up."""
-    blocks = runs * -(-length // (runs * block_size(length)))
-    return -(-length // blocks)
-
-
 def _cut_last(x: jax.Array, size: int, fill: int) -> jax.Array:
     """`[..., T]` → `[n, ..., size]`."""
     pad = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % size)]
@@ -128,3 +126,10 @@ def _cut_last(x: jax.Array, size: int, fill: int) -> jax.Array:
 
 def _or_nowhere(segments: jax.Array) -> jax.Array:
     return jnp.where(segments == 0, _NOWHERE, segments)
+
+
+def _block_size(length: int) -> int:
+    """Tokens in a block, by measurement on a CPU: 256 took 15% more time than 128 at length 512,
+    as much at 1024, and less at 2048 and 4096.
+    """
+    return 128 if length <= 512 else 256

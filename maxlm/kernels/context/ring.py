@@ -20,16 +20,18 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from maxlm.kernels.attention.blocks import Keys, Queries, cut_keys, cut_queries
-from maxlm.kernels.attention.parts import (
+from maxlm.kernels.attention.blocks import Keys, Queries, cut_keys, cut_queries, even_block
+from maxlm.kernels.attention.online_softmax import (
     Gradients,
     Softmax,
     add_gradients,
     add_keys,
     cut_rows,
     finish,
-    finish_gradients,
+    finish_keys,
+    finish_queries,
     no_gradients,
+    no_key_gradients,
     no_keys,
 )
 from maxlm.kernels.one_mapped import one_mapped
@@ -136,7 +138,7 @@ def _gradients(
 ) -> tuple[jax.Array, ...]:
     queries, keys = _own(query, key, value, segment_ids)
     rows = cut_rows(queries, out, lse, d_out)
-    none = no_gradients(queries, keys)
+    none = no_gradients(queries, *no_key_gradients(keys))
 
     def step(before: Gradients | None, keys: Keys) -> Gradients:
         features: Any = {"window": window, "logit_cap": logit_cap}
@@ -150,9 +152,10 @@ def _gradients(
 
     d_query, d_key, d_value = around(step, None, keys)
     # After the last step a device holds the sums of its neighbour's keys.
-    gradients = Gradients(d_query, *_pass_on((d_key, d_value)))
-    found = finish_gradients(gradients, query.shape, key.shape)
-    return tuple(g.astype(query.dtype) for g in found)
+    d_key, d_value = _pass_on((d_key, d_value))
+    d_key, d_value = finish_keys(d_key, d_value, key.shape)
+    d_query = finish_queries(d_query, length=query.shape[1], heads=query.shape[2])
+    return tuple(g.astype(query.dtype) for g in (d_query, d_key, d_value))
 
 
 def _own(
@@ -163,8 +166,9 @@ def _own(
     chunk = query.shape[1] // RUNS
     starts = jnp.stack([device, 2 * jax.lax.axis_size(LENGTH_AXES) - 1 - device]) * chunk
     index = (starts[:, None] + jnp.arange(chunk)).reshape(-1).astype(jnp.int32)
-    queries = cut_queries(query, key.shape[2], index, segment_ids, RUNS)
-    return queries, cut_keys(key, value, index, segment_ids, RUNS)
+    size = even_block(query.shape[1], RUNS)
+    queries = cut_queries(query, key.shape[2], index, segment_ids, size)
+    return queries, cut_keys(key, value, index, segment_ids, size)
 
 
 def around(step: Callable[[Any, Keys], Any], carry: Any, keys: Keys) -> Any:

@@ -18,7 +18,7 @@ from tests.kernels.operations import operations
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    monkeypatch.setattr(blocks, "block_size", lambda length: 64)
+    monkeypatch.setattr(blocks, "_block_size", lambda length: 64)
 
 
 @pytest.mark.parametrize(("kv_heads", "window", "cap"), FEATURES)

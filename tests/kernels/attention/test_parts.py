@@ -3,14 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxlm.kernels.attention import blocks, parts
-from maxlm.kernels.attention.parts import Places, backward_part, forward_part, whole_rows
+from maxlm.kernels.attention import blocks
+from maxlm.kernels.attention.parts import Places, backward_part, forward_part
 from tests.kernels.attention.packed import packed_batch, reference
 
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    monkeypatch.setattr(blocks, "block_size", lambda length: 32)
+    monkeypatch.setattr(blocks, "_block_size", lambda length: 32)
 
 
 def _split(batch, order):
@@ -76,7 +76,9 @@ def test_a_query_that_sees_nothing_has_output_zero_and_no_weight():
 @pytest.mark.parametrize("window", [None, 70])
 def test_only_blocks_that_can_be_seen_are_computed(window):
     _, key, _, segments = packed_batch(width=16, rows=[[96, 160]])
-    queries, keys = parts._cut(key, key, key, whole_rows(segments))
+    index = jnp.arange(256)
+    queries = blocks.cut_queries(key, 2, index, segments, 32)
+    keys = blocks.cut_keys(key, key, index, segments, 32)
     found = blocks.visible(queries, keys, window)
     # Blocks of 32: a document of 3, one of 5; a window of 70 reaches 3 blocks back.
     first = [0, 0, 0, 3, 3, 3, 3, 4] if window else [0, 0, 0, 3, 3, 3, 3, 3]
@@ -88,8 +90,9 @@ def test_no_block_lies_in_two_runs_of_tokens():
     _, key, _, segments = packed_batch(width=16, rows=[[256]])
     key, segments = key[:, :96], segments[:, :96]
     early_and_late = jnp.concatenate([jnp.arange(48), jnp.arange(500, 548)])
-    queries = blocks.cut_queries(key, 2, early_and_late, segments, runs=2)
-    keys = blocks.cut_keys(key, key, early_and_late, segments, runs=2)
+    size = blocks.even_block(96, runs=2)
+    queries = blocks.cut_queries(key, 2, early_and_late, segments, size)
+    keys = blocks.cut_keys(key, key, early_and_late, segments, size)
     # 48 tokens are two blocks, where 96 in one run would be three.
     np.testing.assert_array_equal(queries.token_index.max(1), [23, 47, 523, 547])
     np.testing.assert_array_equal(blocks.visible(queries, keys, None)[1], [1, 2, 3, 4])

@@ -24,7 +24,7 @@ FEATURES = {
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(blocks, "block_size", lambda length: 4)  # several in every chunk
+    monkeypatch.setattr(blocks, "_block_size", lambda length: 4)  # several in every chunk
 
 
 def packed(batch=2, length=64, heads=8, kv_heads=2, width=8):
