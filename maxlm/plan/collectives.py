@@ -33,8 +33,8 @@ KINDS = frozenset(
     ]
 )
 
-# What runs collectives: `custom-call-start` and `call-start` begin them on the SparseCore.
-_HOLDERS = ("fusion", "async-start", "call-start", "custom-call", "custom-call-start")
+# Starts of computations that run beside the schedule, on a SparseCore.
+ON_OTHER_CORES = ("call-start", "custom-call-start", "async-start")
 # What the runtime between slices calls them.
 _TRANSFERS = {"ONE_TO_ONE": "collective-permute"}
 
@@ -94,7 +94,7 @@ def find_collectives(
     if kind in KINDS:
         started = instruction.opcode.endswith("-start")
         return [_found(instruction, computation, program, kind, times, wiring, started, True)]
-    if instruction.opcode not in _HOLDERS:
+    if instruction.opcode not in ("fusion", "custom-call", *ON_OTHER_CORES):
         return []
     found = []
     for inner, holder in _inside(instruction, program):
@@ -239,7 +239,7 @@ def _inside(
         for inner in computation.instructions:
             if inner.opcode.removesuffix("-start") in KINDS:
                 yield inner, computation
-            elif inner.opcode in ("fusion", "call", "call-start", "async-start"):
+            elif inner.opcode in ("fusion", "call", *ON_OTHER_CORES):
                 waiting += program.called(inner)
 
 

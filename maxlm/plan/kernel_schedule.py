@@ -78,7 +78,7 @@ def schedule_kernel(call: KernelCall, chip: Chip, *, folder: str | None = None) 
 
     Raises:
         PlanError: its grid depends on data, or the compiler refuses it; what is said stands after
-            "by its FLOPs …" in a plan's notes.
+            "by their FLOPs …" in a plan's notes.
     """
     odd = next((a.dtype for a in call.operands if a.dtype not in _KNOWN_DTYPES), None)
     if odd or not call.operands:

@@ -114,9 +114,9 @@ def seconds_by_rule(call: KernelCall, chip: Chip) -> KernelTime:
     by_bytes = call.moved_bytes / chip.memory_bandwidth
     flops = kernel_flops(call)
     if flops is None or flops / (chip.peak * EFFICIENCY) <= by_bytes:
-        return KernelTime(by_bytes, "its bytes over memory bandwidth")
+        return KernelTime(by_bytes, "their bytes over memory bandwidth")
     return KernelTime(
-        flops / (chip.peak * EFFICIENCY), f"its FLOPs at {EFFICIENCY:.0%} of the peak"
+        flops / (chip.peak * EFFICIENCY), f"their FLOPs at {EFFICIENCY:.0%} of the peak"
     )
 
 

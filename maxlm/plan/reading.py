@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from maxlm.errors import PlanError
 from maxlm.parallel.chips import Chip
-from maxlm.plan.collectives import Found, Wiring, find_collectives, settle
+from maxlm.plan.collectives import ON_OTHER_CORES, Found, Wiring, find_collectives, settle
 from maxlm.plan.constants import Scope
 from maxlm.plan.hlo import Computation, Instruction, Program, parse_program
 from maxlm.plan.kernel_schedule import scheduled_seconds
@@ -161,9 +161,8 @@ class _Reader:
     def walk(self, scope: Scope, times: int) -> _Cost:
         """Cost of a computation that runs `times` times."""
         cost = _Cost()
-        running: dict[
-            str, tuple[float, float]
-        ] = {}  # by start: its seconds, and what was busy then
+        # By the name of a start: its seconds, and what was busy then.
+        running: dict[str, tuple[float, float]] = {}
         for instruction in scope.computation.instructions:
             if instruction.opcode.endswith("-done"):
                 seconds, then = running.pop(_start_of(instruction, scope.computation), (0.0, 0.0))
@@ -203,7 +202,7 @@ class _Reader:
         self, instruction: Instruction, computation: Computation, times: int, sends: bool
     ) -> Operation | None:
         """Other than kernels; None for what is charged as a collective or runs beside."""
-        if instruction.opcode in ("call-start", "async-start", "custom-call-start"):
+        if instruction.opcode in ON_OTHER_CORES:
             if not sends:
                 self.beside[instruction.opcode] += times
             return None

@@ -129,7 +129,15 @@ def test_the_same_channel_of_another_collective_is_another():
     assert len(settle([*bare, *begin])) == 2
 
 
-def test_one_that_another_core_runs_overlaps():
+@pytest.mark.parametrize(
+    ("opcode", "key"),
+    [
+        ("call-start", "to_apply=%offloaded"),
+        ("custom-call-start", "called_computations={%offloaded}"),
+        ("async-start", "calls=%offloaded"),
+    ],
+)
+def test_one_that_another_core_runs_overlaps(opcode, key):
     called = """%offloaded (o: bf16[32,512]) -> bf16[256,512] {
   %o = bf16[32,512]{1,0} parameter(0)
   ROOT %all-gather.9 = bf16[256,512]{1,0} all-gather(%o), channel_id=4, replica_groups=[1,8]<=[8], dimensions={0}
@@ -138,8 +146,8 @@ def test_one_that_another_core_runs_overlaps():
 ENTRY"""
     text = PROGRAM.replace("ENTRY", called).replace(
         "  ROOT %fusion.4",
-        "  %start = ((bf16[32,512]{1,0}), bf16[256,512]{1,0}, u32[]) call-start(%w0), "
-        'async_execution_thread="sparsecore", to_apply=%offloaded\n  ROOT %fusion.4',
+        "  %start = ((bf16[32,512]{1,0}), bf16[256,512]{1,0}, u32[]) "
+        f'{opcode}(%w0), async_execution_thread="sparsecore", {key}\n  ROOT %fusion.4',
     )
     (found,) = found_in(text, "main", "start")
     assert found.collective.is_overlapped

@@ -87,6 +87,19 @@ def test_what_compute_does_not_hide_is_exposed():
     assert time.total == pytest.approx(time.blocking + time.overlapped)
 
 
+@pytest.mark.parametrize("between", ["", "  %w = f32[64,1024]{1,0} transpose(%g0)"])
+def test_only_what_runs_between_start_and_done_hides_a_collective(between):
+    gather = "all-gather.3 = bf16[256,512]{1,0} all-gather(%w0)"
+    start = "start.3 = (bf16[32,512]{1,0}, bf16[256,512]{1,0}) all-gather-start(%w0)"
+    line = next(line for line in PROGRAM.splitlines() if gather in line)
+    done = "  %all-gather.3 = bf16[256,512]{1,0} all-gather-done(%start.3)"
+    reading = read(PROGRAM.replace(line, "\n".join([line.replace(gather, start), between, done])))
+    (sent,) = [c.seconds for c in reading.collectives if c.name == "start.3"]
+    hidden = sum(o.seconds for o in reading.operations if o.name == "w")
+    assert bool(hidden) == bool(between) and hidden < sent
+    assert reading.time.exposed == pytest.approx(sent - hidden)
+
+
 def test_costliest_first(reading):
     seconds = [o.seconds for o in reading.operations]
     assert seconds == sorted(seconds, reverse=True)
