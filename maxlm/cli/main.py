@@ -20,6 +20,8 @@ COMMANDS = {
     "plan": "Does a run fit, how long is a step, what does it cost: compiled for hardware not yet rented.",
     "eval": "Loss, perplexity and bits per byte of a run's checkpoint.",
     "generate": "Continue a prompt with a run's checkpoint.",
+    "import": "Make a run folder of a Hugging Face or llama2.c model.",
+    "export": "Write a run's model as transformers reads it.",
     "launch": "Start a command in several processes that work as one.",
     "report": "Write a run's page: one HTML file with curves, config, data and samples.",
     "checkpoints": "List, show and verify a run's checkpoints.",

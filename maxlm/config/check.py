@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from maxlm.config.check_experts import expert_problems, idle_expert_options
+from maxlm.config.check_rope import idle_rope_options, rope_problems
 from maxlm.config.choices import (
     AttentionSpan,
     NormKind,
@@ -60,6 +61,7 @@ def check_config(config: RunConfig, explicit: Set[str] = frozenset()) -> list[Pr
         *_check_heads(config.model),
         *_check_attention(config.model),
         *_check_positions(config),
+        *(Problem(path, message) for path, message in rope_problems(config.model)),
         *_check_names(config),
         *_check_phases(config.data),
         *_check_batch(config),
@@ -307,10 +309,8 @@ def _check_effect(config: RunConfig, explicit: Set[str]) -> Iterator[Problem]:
             "schedule.kind is cosine",
         ),
         "parallel.context_attention": (config.parallel.context == 1, "parallel.context is 1"),
-        "model.rope_theta": (
-            model.positions is not PositionKind.ROPE,
-            f"model.positions is {model.positions}",
-        ),
+        "model.qk_norm_width": (not model.qk_norm, "model.qk_norm is false"),
+        **idle_rope_options(model),
         "model.max_length": (
             model.positions is not PositionKind.LEARNED,
             f"model.positions is {model.positions}",

@@ -31,6 +31,22 @@ class PositionKind(StrEnum):
     NONE = "none"
 
 
+class RopeScalingKind(StrEnum):
+    """How rotary frequencies are stretched beyond the length that they were trained for."""
+
+    NONE = "none"
+    LINEAR = "linear"
+    LLAMA3 = "llama3"
+    YARN = "yarn"
+
+
+class QKNormWidth(StrEnum):
+    """Over what the norm of queries and keys takes its mean."""
+
+    HEAD = "head"
+    PROJECTION = "projection"
+
+
 class MLPKind(StrEnum):
     """The shape of the feed-forward sublayer."""
 

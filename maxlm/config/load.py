@@ -59,6 +59,24 @@ def load_with_origins(source: str | Sequence[str], overrides: Sequence[str] = ()
     tree = Node({}, Origin("(defaults)"))
     for name in sources:
         tree = merge(tree, _read_extended(find_config(name), (), files))
+    return _checked(tree, overrides, files)
+
+
+def overridden(config: RunConfig, overrides: Sequence[str], *, source: str) -> RunConfig:
+    """A config made in Python with overrides laid over it, checked.
+
+    Args:
+        config: as made.
+        overrides: as `load_config` takes them.
+        source: where the config came from, for messages.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return _checked(read_document(to_yaml(config), source), overrides, []).config
+
+
+def _checked(tree: Node, overrides: Sequence[str], files: list[str]) -> Loaded:
     problems: list[Problem] = []
     for override in overrides:
         try:

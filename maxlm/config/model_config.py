@@ -14,8 +14,10 @@ from maxlm.config.choices import (
     NormPlacement,
     PositionKind,
     ProjectionInit,
+    QKNormWidth,
     RouterScoring,
 )
+from maxlm.config.rope_scaling import RopeScaling
 from maxlm.config.section import Section
 
 
@@ -57,12 +59,33 @@ class ModelConfig(Section):
         PositionKind.ROPE, description="rope, learned (a table of max_length rows) or none."
     )
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies.")
+    rope_local_theta: float | None = Field(
+        None,
+        gt=0,
+        description="Base in local layers, whose frequencies are not stretched (Gemma 3: 10000); unset: rope_theta, stretched as in all layers.",
+    )
+    rope_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of a head's width that is rotated, its first dims (Phi-4-mini: 0.75).",
+    )
+    rope_scaling: RopeScaling = RopeScaling()
     max_length: int | None = Field(
         None, ge=1, description="Longest sequence of learned positions; derived: the data's length."
     )
     qk_norm: bool = Field(
         False,
         description="Norm (of the kind that model.norm says) of each query and key head before attention (Qwen3).",
+    )
+    qk_norm_width: QKNormWidth = Field(
+        QKNormWidth.HEAD,
+        description="What qk_norm takes its mean over: each head, or the projection of all heads together (OLMo 2).",
+    )
+    attention_scale: float | None = Field(
+        None,
+        gt=0,
+        description="Factor on attention logits (Gemma 2 27B: 1 / sqrt(144)); unset: 1 / sqrt(head_dim).",
     )
     attention_pattern: list[AttentionSpan] = Field(
         [AttentionSpan.GLOBAL],

@@ -29,12 +29,15 @@ from maxlm.config.choices import NormKind as NormKind
 from maxlm.config.choices import NormPlacement as NormPlacement
 from maxlm.config.choices import PositionKind as PositionKind
 from maxlm.config.choices import ProjectionInit as ProjectionInit
+from maxlm.config.choices import QKNormWidth as QKNormWidth
+from maxlm.config.choices import RopeScalingKind as RopeScalingKind
 from maxlm.config.choices import RouterScoring as RouterScoring
 from maxlm.config.duration import Duration as Duration
 from maxlm.config.duration import DurationField
 from maxlm.config.duration import DurationUnit as DurationUnit
 from maxlm.config.duration import parse_duration as parse_duration
 from maxlm.config.model_config import ModelConfig as ModelConfig
+from maxlm.config.rope_scaling import RopeScaling as RopeScaling
 from maxlm.config.section import Section as Section
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from maxlm.config.schema import DataConfig
-from maxlm.data.store import TokenStore
+from maxlm.data.document_markers import documents_begin_with_bos
 from maxlm.data.tokenizers import Tokenizer
-from maxlm.errors import ConfigError, DataError, StorageError
+from maxlm.errors import ConfigError
 
 
 def encode_prompts(tokenizer: Tokenizer, texts: list[str], data: DataConfig) -> list[list[int]]:
@@ -14,7 +14,11 @@ def encode_prompts(tokenizer: Tokenizer, texts: list[str], data: DataConfig) -> 
     Raises:
         ConfigError: a text is empty and nothing stands for its beginning.
     """
-    begin = [tokenizer.bos_id] if tokenizer.bos_id is not None and _has_bos(data) else []
+    begin = (
+        [tokenizer.bos_id]
+        if tokenizer.bos_id is not None and documents_begin_with_bos(data)
+        else []
+    )
     prompts = [[*begin, *tokenizer.encode(text)] for text in texts]
     for i, prompt in enumerate(prompts):
         if not prompt:
@@ -28,14 +32,3 @@ def encode_prompts(tokenizer: Tokenizer, texts: list[str], data: DataConfig) -> 
 def until_end(tokens: list[int], eos_id: int | None) -> list[int]:
     """The tokens before the first end of a document."""
     return tokens[: tokens.index(eos_id)] if eos_id in tokens else tokens
-
-
-def _has_bos(data: DataConfig) -> bool:
-    """Whether a store begins its documents with `bos`; what `tokenize` does where none is left."""
-    for source in data.mixture.values():
-        try:
-            settings = TokenStore(source.store).manifest.get("settings", {})
-        except (DataError, StorageError):
-            continue  # a model is used where its data is not
-        return settings.get("document_markers", "both") in ("both", "bos")
-    return True

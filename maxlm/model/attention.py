@@ -10,14 +10,14 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.choices import ContextAttention
-from maxlm.config.schema import AttentionSpan, BiasKind, ModelConfig
+from maxlm.config.schema import AttentionSpan, BiasKind, ModelConfig, QKNormWidth
 from maxlm.kernels.attention.attend import AttentionSettings, attention
 from maxlm.kernels.attention.reference import reference_attention
 from maxlm.kernels.context.attention import context_attention
 from maxlm.kernels.linear import linear
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer, Kind, declare, zeros
-from maxlm.model.rope import apply_rope
+from maxlm.model.rope import Angles, apply_rope
 from maxlm.parallel.axes import constrain, length_shards
 
 
@@ -32,13 +32,14 @@ class Context(NamedTuple):
     """What every block of a forward pass shares."""
 
     segment_ids: jax.Array  # [B, T]
-    rope: tuple[jax.Array, jax.Array] | None  # cosines and sines, each [B, T, 1, C/2]
+    rope: Angles | None
     key_segments: jax.Array  # [B, S]; the same as segment_ids without a cache
     offset: jax.Array | int  # index of the first current token in the cache; 0 without one
     method: ContextAttention = ContextAttention.ALL_GATHER  # where T lies over several devices
     settings: AttentionSettings = AttentionSettings()  # who computes attention
     # [B, T], by which tokens of a row find places at experts with a capacity; None: all do
     turns: jax.Array | None = None
+    local_rope: Angles | None = None  # of local layers, where it is not `rope`
 
 
 class Projection(nnx.Module):
@@ -119,8 +120,16 @@ class Attention(nnx.Module):
             bias=config.attention_bias is BiasKind.ALL,
             dtype=dtype,
         )
-        self.query_norm = Norm(config, width, rngs, dtype) if config.qk_norm else None
-        self.key_norm = Norm(config, width, rngs, dtype) if config.qk_norm else None
+        scale = config.attention_scale
+        # The kernels divide by √head_dim.
+        self.query_factor = None if scale is None else scale * width**0.5
+        self.joint_norm = config.qk_norm_width is QKNormWidth.PROJECTION
+
+        def head_norm(count: int) -> Norm | None:
+            size = count * width if self.joint_norm else width
+            return Norm(config, size, rngs, dtype) if config.qk_norm else None
+
+        self.query_norm, self.key_norm = head_norm(heads), head_norm(kv_heads)
 
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None = None
@@ -138,9 +147,14 @@ class Attention(nnx.Module):
         value = checkpoint_name(value, "value")
         if self.query_norm is not None and self.key_norm is not None:
             query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
-            query, key = self.query_norm(query), self.key_norm(key)
-        if context.rope is not None:
-            query, key = apply_rope(query, *context.rope), apply_rope(key, *context.rope)
+            query, key = self._normed(self.query_norm, query), self._normed(self.key_norm, key)
+        rope = context.rope
+        if self.window is not None and context.local_rope is not None:
+            rope = context.local_rope
+        if rope is not None:
+            query, key = apply_rope(query, *rope), apply_rope(key, *rope)
+        if self.query_factor is not None:
+            query = query * jnp.asarray(self.query_factor, query.dtype)
         if self.query_norm is None:
             query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
         features: dict[str, Any] = {"window": self.window, "logit_cap": self.logit_cap}
@@ -169,3 +183,10 @@ class Attention(nnx.Module):
                 **features,
             )
         return self.output(constrain(out, "batch", "length", "heads", "head_dim")), cache
+
+    def _normed(self, norm: Norm, x: jax.Array) -> jax.Array:
+        """Norm of heads `x [B, T, H, C]`, each by itself or all together."""
+        if not self.joint_norm:
+            return norm(x)
+        batch, length, heads, width = x.shape
+        return norm(x.reshape(batch, length, heads * width)).reshape(x.shape)

@@ -15,6 +15,7 @@ from maxlm.config.schema import (
     NormKind,
     NormPlacement,
     PositionKind,
+    QKNormWidth,
 )
 
 MFU_FORMULA = (
@@ -129,7 +130,9 @@ def _attention_and_norm_vectors(model: ModelConfig) -> int:
     placements = 4 if model.norm_placement is NormPlacement.BOTH else 2
     total = placements * _norm(model, model.embed_dim)
     if model.qk_norm:
-        total += 2 * _norm(model, model.head_dim)
+        joint = model.qk_norm_width is QKNormWidth.PROJECTION
+        heads = model.num_heads + model.num_kv_heads if joint else 2
+        total += heads * _norm(model, model.head_dim)
     if model.attention_bias is not BiasKind.NONE:
         total += (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     if model.attention_bias is BiasKind.ALL:

@@ -19,6 +19,7 @@ from maxlm.batch import Batch
 from maxlm.config.choices import AttentionKernel
 from maxlm.config.expert_layers import Layer, layers_of
 from maxlm.config.schema import (
+    AttentionSpan,
     ContextAttention,
     ModelConfig,
     PositionKind,
@@ -36,7 +37,7 @@ from maxlm.model.lookup import lookup
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer, Kind, declare, normal, padded_rows
 from maxlm.model.rematerialization import kept_of_tick, rematerialized
-from maxlm.model.rope import rope_angles
+from maxlm.model.rope import Angles, rope_angles
 from maxlm.model.router import Load
 from maxlm.parallel.axes import length_shards
 from maxlm.parallel.pipeline import pipelined
@@ -222,7 +223,8 @@ class Decoder(nnx.Module):
         Returns:
             Float32 logits `[B, vocab_size]` and the caches with the tokens written.
         """
-        context = Context(segment_ids, self._rope(positions), key_segments, offset)
+        rope, local = self._rope(positions)
+        context = Context(segment_ids, rope, key_segments, offset, local_rope=local)
         hidden, written, _ = self._hidden(tokens, positions, context, caches)
         assert written is not None
         return self._logits(hidden[:, -1:])[:, 0], written
@@ -245,14 +247,15 @@ class Decoder(nnx.Module):
         return ring and length_shards(batch.tokens.shape[1]) > 1
 
     def _context(self, batch: Batch) -> Context:
-        segments, rope = batch.segment_ids, self._rope(batch.positions)
+        segments, (rope, local) = batch.segment_ids, self._rope(batch.positions)
         turns = None
         if self.config.capacity_factor is not None:
             # Document by document, whatever the order in which a mesh keeps a row's tokens.
             turns = segments * segments.shape[1] + batch.positions
         run = self.execution
         settings = run.attention_settings
-        return Context(segments, rope, segments, 0, run.context_attention, settings, turns)
+        method = run.context_attention
+        return Context(segments, rope, segments, 0, method, settings, turns, local_rope=local)
 
     def _hidden(
         self,
@@ -288,11 +291,14 @@ class Decoder(nnx.Module):
         cap = self.config.output_logit_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
-    def _rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
-        if self.config.positions is not PositionKind.ROPE:
-            return None
-        assert self.config.head_dim
-        return rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+    def _rope(self, positions: jax.Array) -> tuple[Angles | None, Angles | None]:
+        """Rotations of all layers, and those of local layers where they have their own."""
+        c = self.config
+        if c.positions is not PositionKind.ROPE:
+            return None, None
+        own = c.rope_local_theta is not None and AttentionSpan.LOCAL in c.attention_pattern
+        local = rope_angles(c, positions, local=True) if own else None
+        return rope_angles(c, positions), local
 
 
 def padded_vocab(config: ModelConfig) -> int:

@@ -1,29 +1,107 @@
-"""Rotary position embeddings (Su et al., arXiv:2104.09864), in the half-split layout."""
+"""Rotary position embeddings (Su et al., arXiv:2104.09864), in the half-split layout.
+
+In: the options of RoPE and positions; out: cosines and sines, and rotated heads. Frequencies may be
+stretched for contexts longer than the original one: divided all alike (arXiv:2306.15595), or only
+those that turn seldom in the original context, by Llama 3.1's rule or by YaRN's (arXiv:2309.00071).
+"""
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from maxlm.config.schema import ModelConfig, RopeScaling, RopeScalingKind
+
+Angles = tuple[jax.Array, jax.Array]  # cosines and sines, each [B, T, 1, R/2]
 
 
-def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+def rope_angles(config: ModelConfig, positions: jax.Array, *, local: bool = False) -> Angles:
     """Cosines and sines of the rotations.
 
     Args:
+        config: a resolved model.
         positions: `[B, T]` integer positions.
-        head_dim: width of a head, even.
-        theta: base of the frequencies.
+        local: of local layers, where `rope_local_theta` gives them frequencies of their own.
 
     Returns:
-        Two float32 arrays `[B, T, 1, C/2]`.
+        Two float32 arrays `[B, T, 1, R/2]`, where R is the rotated width of a head; both carry the
+        factor of attention that goes with a stretch.
     """
-    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    angles = positions[..., None].astype(jnp.float32) * theta**-exponents  # [B, T, C/2]
-    return jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+    assert config.head_dim
+    width = round(config.head_dim * config.rope_fraction)
+    theta, scaling = config.rope_theta, config.rope_scaling
+    if local and config.rope_local_theta is not None:
+        theta, scaling = config.rope_local_theta, RopeScaling()
+    inverse = jnp.asarray(frequencies(width, theta, scaling))
+    angles = positions[..., None].astype(jnp.float32) * inverse  # [B, T, R/2]
+    factor = attention_factor(scaling)
+    cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+    return (cos, sin) if factor == 1 else (factor * cos, factor * sin)
 
 
 def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate `x [B, T, H, C]`, the first half of a head against the second; keeps `x`'s dtype."""
-    first, second = jnp.split(x, 2, axis=-1)  # [B, T, H, C/2]
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)
+    """Rotate the first R dims of `x [B, T, H, C]`, their first half against the second.
+
+    The result has `x`'s dtype.
+    """
+    half = cos.shape[-1]
+    first, second = x[..., :half], x[..., half : 2 * half]  # [B, T, H, R/2]
+    parts = [first * cos - second * sin, second * cos + first * sin]
+    if 2 * half < x.shape[-1]:
+        parts.append(x[..., 2 * half :].astype(parts[0].dtype))
+    return jnp.concatenate(parts, axis=-1).astype(x.dtype)
+
+
+def frequencies(width: int, theta: float, scaling: RopeScaling) -> np.ndarray:
+    """Radians per position, float32 `[width / 2]`, fastest first.
+
+    In float32 throughout and in the published order of operations: models were trained with these
+    roundings, and at position 10,000 one unit in the last place is a milliradian.
+    """
+    exponents = np.arange(0, width, 2).astype(np.float32) / np.float32(width)
+    plain = np.float32(1) / np.float32(theta) ** exponents
+    factor = np.float32(scaling.factor)
+    match scaling.kind:
+        case RopeScalingKind.NONE:
+            return plain
+        case RopeScalingKind.LINEAR:
+            return plain / factor
+        case RopeScalingKind.LLAMA3:
+            kept = _kept_by_rotations(plain, scaling)
+        case RopeScalingKind.YARN:
+            kept = _kept_by_dim(width, theta, scaling).astype(np.float32)
+    return (1 - kept) * plain / factor + kept * plain
+
+
+def attention_factor(scaling: RopeScaling) -> float:
+    """Factor on rotated queries and on rotated keys."""
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    return 0.1 * math.log(scaling.factor) + 1 if scaling.kind is RopeScalingKind.YARN else 1.0
+
+
+def _kept_by_rotations(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+    """Llama 3.1: linear in how often a frequency turns in the original context."""
+    assert scaling.original_length
+    wavelengths = np.float32(2 * math.pi) / plain
+    rotations = np.float32(scaling.original_length) / wavelengths
+    slow, fast = np.float32(scaling.slow_rotations), np.float32(scaling.fast_rotations)
+    return np.clip((rotations - slow) / (fast - slow), 0, 1)
+
+
+def _kept_by_dim(width: int, theta: float, scaling: RopeScaling) -> np.ndarray:
+    """YaRN: linear in the index of the frequency, between the two that turn so often."""
+    original = scaling.original_length
+    assert original
+
+    def index(rotations: float) -> float:
+        return width * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    first = max(math.floor(index(scaling.fast_rotations)), 0)
+    last = min(math.ceil(index(scaling.slow_rotations)), width - 1)
+    # Where the two fall together, the step is as steep as the published code makes it.
+    span = last - first or 0.001
+    return 1 - np.clip((np.arange(width // 2) - first) / span, 0, 1)

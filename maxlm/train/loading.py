@@ -58,7 +58,7 @@ def load(reference: str, overrides: list[str] | None = None) -> TrainedModel:
     set_up_jax(config)
     asked = any(o.startswith("parallel.") for o in overrides)
     config = _for_this_machine(config, overrides)
-    mesh = _mesh(config, asked=asked)
+    mesh = mesh_for(config, asked=asked)
     model = define(config.model, execution_of(config, mesh))
     average = config.optimizer.average_decay is not None
     kind = "average" if average else "params"
@@ -87,7 +87,7 @@ def _for_this_machine(config: RunConfig, overrides: list[str]) -> RunConfig:
     return config.model_copy(update={"parallel": config.parallel.model_copy(update=changes)})
 
 
-def _mesh(config: RunConfig, *, asked: bool) -> Mesh:
+def mesh_for(config: RunConfig, *, asked: bool) -> Mesh:
     """The mesh that was asked for; else the run's own where it fits the devices, or what fits."""
     if asked:
         mesh = make_mesh(config.parallel)

@@ -31,6 +31,11 @@ class RunFolder:
         return storage.join(self.path, "tokenizer")
 
     @property
+    def huggingface(self) -> str:
+        """Folder of the small files that came with an imported model and go with it again."""
+        return storage.join(self.path, "huggingface")
+
+    @property
     def checkpoints(self) -> str:
         """Folder of the checkpoints, one folder a step in it."""
         return storage.join(self.path, "checkpoints")

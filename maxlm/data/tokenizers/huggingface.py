@@ -105,6 +105,23 @@ class HuggingFaceTokenizer:
         (number,) = self._vocabulary.check([token_id])
         return self._pipeline.id_to_token(number) or ""
 
+    def as_prompted(self) -> HuggingFaceTokenizer:
+        """This tokenizer, without `bos_id` where its own rule puts none before a text.
+
+        A tokenizer.json may name a `bos` that its models never saw (GPT-2, Qwen); what transformers
+        reads as a prompt is what its post-processor makes of the text.
+        """
+        ids = self._pipeline.encode("a", add_special_tokens=True).ids
+        if self.bos_id is None or ids[:1] == [self.bos_id]:
+            return self
+        specials = {key: getattr(self, key) for key in SPECIALS} | {"bos_id": None}
+        return HuggingFaceTokenizer(self.kind, self._files, specials)
+
+    def to_json(self) -> str:
+        """The pipeline as the text of a `tokenizer.json`."""
+        content = self._files.get(FILE)
+        return self._pipeline.to_str() if content is None else content.decode("utf-8")
+
     def save(self, folder: str) -> None:
         """Write the files and the description."""
         self._saved().write(folder)

@@ -193,7 +193,7 @@ def _token_bytes(token: str, decoders: set[str]) -> bytes:
     return token.replace(SPACE, " ").encode("utf-8")
 
 
-def _byte_letters() -> dict[str, int]:
+def byte_letters() -> dict[str, int]:
     """Letter → byte of byte-level BPE: a printable Latin-1 byte is itself, the rest from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -201,4 +201,4 @@ def _byte_letters() -> dict[str, int]:
     return letters | {chr(0x100 + number): byte for number, byte in enumerate(others)}
 
 
-_BYTE_OF = _byte_letters()
+_BYTE_OF = byte_letters()

@@ -46,6 +46,9 @@ class SentencePieceTokenizer:
         model: content of a `.model` file.
         name: where it came from, for messages.
 
+    Attributes:
+        parsed: the model file's message, with pieces and rules.
+
     Raises TokenizerError when it is no SentencePiece model.
     """
 
@@ -54,6 +57,7 @@ class SentencePieceTokenizer:
     def __init__(self, model: bytes, name: str = "the model"):
         self._model = model
         self._processor, parsed = _parse(model, name)
+        self.parsed = parsed
         ids = self._processor
         self.vocab_size = len(parsed.pieces)
         self.bos_id = _optional(ids.bos_id())

@@ -1,0 +1,150 @@
+"""config.json and `ModelConfig`: there and back, and everything that is not supported by its key."""
+
+import json
+
+import pytest
+
+from maxlm.config.choices import AttentionSpan, RopeScalingKind
+from maxlm.config.derive_model import longest_length, resolve_model
+from maxlm.config.load import load_config
+from maxlm.config.presets import preset_names
+from maxlm.errors import ConfigError
+from maxlm.interop.config_json import read_model, unsaid, write_model
+from maxlm.interop.folder import read_folder
+from maxlm.interop.position_settings import shortest_pattern
+from maxlm.interop.registry import FAMILIES, family_named, family_of_config, family_of_model
+from tests.interop.tiny import TINY
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_config_comes_back_the_same_model(name):
+    family = family_of_config(TINY[name])
+    model = read_model(family, TINY[name])
+    written = json.loads(json.dumps(write_model(family, model)))
+    assert read_model(family, written) == model
+
+
+@pytest.mark.parametrize("name", [n for n in preset_names() if n.startswith("models/")])
+def test_published_presets_have_the_family_that_their_names_say(name):
+    config = load_config(name)
+    vocab = config.model.vocab_size or 257
+    model = resolve_model(config.model, vocab_size=vocab, length=longest_length(config.data))
+    short = name.removeprefix("models/")
+    if short.startswith("small-"):  # a mixture of others' parts
+        with pytest.raises(ConfigError, match=r"model\.mlp: plain"):
+            family_of_model(model)
+        return
+    family = family_of_model(model)
+    expected = {"gpt3": "gpt2", "nano": "llama", "smollm2": "llama", "phi4": "llama"}
+    known = {n.replace("_", ""): n for n in FAMILIES}
+    stem = short.split("-")[0].split(".")[0]
+    wanted = expected.get(stem) or known.get(stem) or known.get(stem.rstrip("0123456789"))
+    if "a3b" in short:
+        wanted = "qwen3_moe"
+    assert family.name == wanted
+    assert unsaid(family, model) == []
+
+
+def test_keys_of_transformers_5_mean_what_those_of_4_mean():
+    four = TINY["llama3.1"]
+    five = dict(four)
+    scaling = five.pop("rope_scaling")
+    five["rope_parameters"] = {"rope_theta": five.pop("rope_theta"), **scaling}
+    llama = family_named("llama")
+    assert read_model(llama, four) == read_model(llama, five)
+    four = TINY["gemma3"]
+    five = dict(four)
+    five["rope_parameters"] = {
+        "full_attention": {"rope_theta": five.pop("rope_theta"), **five.pop("rope_scaling")},
+        "sliding_attention": {"rope_theta": five.pop("rope_local_base_freq")},
+    }
+    gemma = family_named("gemma3")
+    assert read_model(gemma, four) == read_model(gemma, five)
+    assert read_model(gemma, four).rope_scaling.kind is RopeScalingKind.LINEAR
+
+
+def test_absent_keys_mean_what_transformers_takes_them_for():
+    bare = {k: v for k, v in TINY["gemma2"].items() if "softcapping" not in k}
+    gemma = family_named("gemma2")
+    assert read_model(gemma, bare).attention_logit_cap == 50
+    assert read_model(gemma, bare | {"attn_logit_softcapping": None}).attention_logit_cap is None
+    mistral = family_named("mistral")
+    bare = {k: v for k, v in TINY["mistral"].items() if k != "sliding_window"}
+    assert read_model(mistral, bare).attention_window == 4096
+    assert read_model(mistral, bare | {"sliding_window": None}).attention_window is None
+
+
+def test_a_pattern_is_the_shortest_that_gives_the_layers():
+    full, local = AttentionSpan.GLOBAL, AttentionSpan.LOCAL
+    assert shortest_pattern([local, full, local, full, local]) == [local, full]
+    assert shortest_pattern([full, full]) == [full]
+    assert shortest_pattern([full, local, local]) == [full, local, local]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"rope_scaling": {"rope_type": "longrope", "factor": 2}},
+            r"rope_scaling\.rope_type: 'longrope' is not",
+        ),
+        ({"rope_scaling": {"rope_type": "yarn", "mscale": 2}}, r"rope_scaling\.mscale: 2 is not"),
+        ({"hidden_act": "silo"}, r"hidden_act: 'silo' is not supported \(did you mean 'silu'\?\)"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config: .* is not supported"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: 0 does not fit"),
+        ({"hidden_size": None}, "hidden_size: is missing"),
+        ({"attention_multiplier": 0.1}, "attention_multiplier: 0.1 .* --ignore attention_mult"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_its_key(tmp_path, changes, message):
+    config = {k: v for k, v in (TINY["llama3"] | changes).items() if v is not None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=f"config.json: {message}"):
+        read_folder(str(tmp_path))
+
+
+def test_an_unknown_key_that_is_off_or_ignored_is_no_hindrance(tmp_path):
+    config = TINY["llama3"] | {"novel": None, "newer": False, "newest": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _, model = read_folder(str(tmp_path), ignored=["newest"])
+    assert model.num_layers == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"architectures": ["LlamaForCausalLN"]},
+            r"'LlamaForCausalLN' is not supported \(did you mean 'LlamaForCausalLM'\?\); supported",
+        ),
+        ({"architectures": ["BloomForCausalLM"]}, "supported: GPT2LMHeadModel, LlamaForCausalLM"),
+        ({"model_type": "qwen4"}, r"model_type: 'qwen4' .*\(did you mean 'qwen"),
+        ({}, "model_type: 'None' is not supported"),
+    ],
+)
+def test_an_unknown_architecture_is_told_what_there_is(tmp_path, config, message):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=message):
+        read_folder(str(tmp_path))
+
+
+def test_a_folder_without_a_usable_config_json_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.json: there is no such file"):
+        read_folder(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="not JSON"):
+        read_folder(str(tmp_path))
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ConfigError, match="not an object"):
+        read_folder(str(tmp_path))
+
+
+def test_a_model_that_no_family_says_names_what_cannot_be_said():
+    llama = read_model(family_named("llama"), TINY["llama3"])
+    odd = llama.model_copy(update={"activation": "relu2", "qk_norm": True, "embed_norm": True})
+    with pytest.raises(ConfigError, match=r"model\.embed_norm: True \(it would be False\)"):
+        family_of_model(odd)
+    with pytest.raises(ConfigError, match=r"Qwen2ForCausalLM cannot say .*\n.*attention_bias"):
+        write_model(family_named("qwen2"), llama)
+    with pytest.raises(ConfigError, match=r"no family 'lama' .did you mean 'llama'"):
+        family_named("lama")

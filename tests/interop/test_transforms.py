@@ -1,0 +1,43 @@
+"""Transforms by small arrays that can be checked by eye."""
+
+import numpy as np
+
+from maxlm.interop.transforms import Matrix, Piece, Vector
+
+
+def test_a_linear_of_theirs_is_out_by_in_and_heads_are_flat():
+    theirs = np.arange(12, dtype=np.float32).reshape(4, 3)  # 2 heads of 2 from 3
+    piece = Piece((3, 2, 2), 1)
+    assert Matrix().shape([piece]) == (4, 3)
+    (ours,) = Matrix().to_ours(theirs, [piece])
+    assert ours[1, 1, 0] == theirs[2, 1]
+    np.testing.assert_array_equal(Matrix().to_theirs([ours], [piece]), theirs)
+
+
+def test_joint_matrices_are_cut_along_their_outputs():
+    theirs = np.arange(20, dtype=np.float32).reshape(2, 10)  # [in, out]: 4, 3 and 3 outputs
+    pieces = [Piece((2, 2, 2), 1), Piece((2, 3), 1), Piece((2, 3), 1)]
+    joint = Matrix(out_first=False)
+    assert joint.shape(pieces) == (2, 10)
+    ours = joint.to_ours(theirs, pieces)
+    np.testing.assert_array_equal(ours[1], theirs[:, 4:7])
+    np.testing.assert_array_equal(ours[2], theirs[:, 7:])
+    np.testing.assert_array_equal(joint.to_theirs(ours, pieces), theirs)
+
+
+def test_pairs_side_by_side_become_halves():
+    piece = Piece((1, 1, 4), 1)
+    theirs = np.array([[10.0], [20], [11], [21]], np.float32)  # a0 b0 a1 b1
+    pairs = Matrix(rope_pairs=True)
+    (ours,) = pairs.to_ours(theirs, [piece])
+    assert ours.ravel().tolist() == [10, 11, 20, 21]
+    np.testing.assert_array_equal(pairs.to_theirs([ours], [piece]), theirs)
+
+
+def test_an_offset_comes_back_bitwise_after_one_import():
+    weights = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
+    weights[:4] = [0, 1e-30, -1, 5e8]
+    vector, piece = Vector(offset=1.0), Piece((10_000,), 0)
+    (ours,) = vector.to_ours(weights, [piece])
+    (again,) = vector.to_ours(vector.to_theirs([ours], [piece]), [piece])
+    np.testing.assert_array_equal(ours, again)
