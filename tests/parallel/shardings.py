@@ -24,6 +24,7 @@ FOLDER = Path(__file__).parent / "shardings"
 # Models alone are laid over a mesh that splits them both ways, runs over the devices that their name
 # or config says.
 MODEL_MESH = ["parallel.fsdp=4", "parallel.tensor=2"]
+ROWS_MESH = ["parallel.fsdp=8"]  # of models whose key-value heads do not divide by two
 EXPERT_MESH = ["parallel.fsdp=2", "parallel.expert=2", "parallel.tensor=2"]
 BYTES = 257  # vocabulary of configs that leave it to the tokenizer
 
@@ -32,7 +33,7 @@ def described(name: str) -> str:
     """The mesh of a config, then a line for each parameter: name, shape, mesh axes by dim."""
     config = load_config(name, [])
     if name.startswith("models/"):
-        config = load_config(name, EXPERT_MESH if config.model.num_experts else MODEL_MESH)
+        config = load_config(name, mesh_of(config))
     pod = topology_in_name(name)
     devices = pod.num_devices if pod else config.parallel.cpu_devices or 8
     sizes = mesh_sizes(config.parallel, devices)
@@ -45,6 +46,13 @@ def described(name: str) -> str:
         spec = ", ".join(_axes(entry, dict(mesh.shape)) for entry in place.spec)
         lines.append(f"{parameter}  [{shape}]  ({spec})")
     return "\n".join(lines) + "\n"
+
+
+def mesh_of(config: RunConfig) -> list[str]:
+    """The mesh that a model alone is laid over."""
+    if (config.model.num_kv_heads or config.model.num_heads) % 2:
+        return ROWS_MESH
+    return EXPERT_MESH if config.model.num_experts else MODEL_MESH
 
 
 def define_model(config: RunConfig):
