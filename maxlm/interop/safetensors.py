@@ -74,6 +74,10 @@ class TensorFolder:
                 n for n in names if n.endswith((".safetensors", ".bin", ".pt", ".pth", ".gguf"))
             ]
             listing = f"; it has {', '.join(found[:5])}" if found else ""
+            if any(name.endswith(".safetensors") for name in found):
+                raise CheckpointError(
+                    f"{folder}: {INDEX} is missing, which says what its files hold{listing}: copy it too"
+                )
             raise CheckpointError(
                 f"{folder}: neither {SINGLE} nor {INDEX} is in this folder{listing}: save the model "
                 "as safetensors (transformers: model.save_pretrained(FOLDER))"

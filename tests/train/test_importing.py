@@ -110,6 +110,7 @@ def test_damaged_weights_are_refused(tiny, tmp_path):
         import_huggingface(str(tmp_path), str(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_an_import_trains_and_exports(imported, tmp_path):
     """`train.init_from` on an import, then a model card with data and evaluation."""
     tokenizer = load_tokenizer(str(imported))
