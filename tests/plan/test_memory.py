@@ -124,7 +124,13 @@ def test_what_lies_in_fast_or_host_memory_is_not_the_devices():
 
 
 def test_a_program_without_loops_keeps_nothing_that_can_be_told_apart():
-    assert kept_for_backward("ENTRY %m (a: f32[]) -> f32[] {\n}\n", {()}).activations == 0
+    assert (
+        kept_for_backward(
+            "HloModule m\n\nENTRY %m (a: f32[]) -> f32[] {\n  ROOT %a = f32[] parameter(0)\n}\n",
+            {()},
+        ).activations
+        == 0
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from maxlm.errors import DivergedError
-from maxlm.train import setup
+from maxlm.train import jitted_step
 from maxlm.train.checkpoints import Checkpoints
 from maxlm.train.divergence import MOST_SKIPPED_IN_A_ROW, Divergence
 from maxlm.train.run_folder import RunFolder
@@ -58,7 +58,7 @@ def test_a_run_whose_every_step_is_skipped_ends_with_the_good_weights_saved(
     config, run, monkeypatch, capsys
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(setup, "make_train_step", broken_from(GOOD))
+        patch.setattr(jitted_step, "make_train_step", broken_from(GOOD))
         assert call("train", str(config), "--plain") == 2
     said = capsys.readouterr().err
     assert f"the gradients of the last {MOST_SKIPPED_IN_A_ROW} steps, up to step 28" in said
@@ -85,7 +85,7 @@ def test_weights_that_are_not_finite_are_not_saved(config, run, monkeypatch, cap
 
         return broken
 
-    monkeypatch.setattr(setup, "make_train_step", make)
+    monkeypatch.setattr(jitted_step, "make_train_step", make)
     code = call("train", str(config), "--plain", "checkpoint.every=40 steps")
     assert code == 2
     assert "the weights themselves are not finite any more" in capsys.readouterr().err
