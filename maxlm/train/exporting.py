@@ -158,13 +158,11 @@ def _tokenizer_files(
 ) -> dict[str, bytes]:
     """Those of an imported model as they came, else made from ours."""
     own = {n: content for n, content in kept.items() if n not in (CONFIG, _GENERATION, _CARD)}
-    if own:
+    if own.keys() & {"tokenizer.json", "tokenizer.model", "vocab.json"}:
         return own
-    return huggingface_files(
-        tokenizer,
-        add_bos=documents_begin_with_bos(config.data),
-        max_length=longest_length(config.data),
-    )
+    begins = documents_begin_with_bos(config.data)
+    length = longest_length(config.data)
+    return own | huggingface_files(tokenizer, add_bos=begins, max_length=length)
 
 
 def _special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:

@@ -198,7 +198,8 @@ def _asks_for_mesh(overrides: list[str] | None) -> bool:
 
 
 def _refuse_taken(output: str) -> None:
-    if storage.list_names(output):
+    # The first process speaks for all: by the time that another looks, it may have begun to write.
+    if process_index() == 0 and storage.list_names(output):
         raise ConfigError(f"{output}: there is something in this folder already: name another one")
 
 
