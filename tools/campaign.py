@@ -95,6 +95,8 @@ def campaign(arguments: argparse.Namespace) -> list[Part]:
     hidden = ("--nanogpt", str(arguments.nanogpt))
     if arguments.torch_python:
         hidden += ("--torch-python", arguments.torch_python)
+    has_compiler = importlib.util.find_spec("libtpu") is not None
+    no_compiler = None if has_compiler else "there is no TPU compiler here (maxlm[tpu] has it)"
     loader, nanogpt = "bench_loader.py", "compare_nanogpt.py"
     curve = ("--set", "eval.every=50 steps")
     return [
@@ -107,6 +109,10 @@ def campaign(arguments: argparse.Namespace) -> list[Part]:
              no_nanogpt),
         Part("nanogpt-learning", "Learning against nanoGPT", nanogpt,
              ("--learning", "--seeds", str(arguments.seeds), *curve), hidden, no_nanogpt),
+        Part("plan-goldens", "Runs for pods against their golden plans", "plan_goldens.py",
+             lacks=no_compiler),
+        Part("plan-search", "A search against compiling every layout", "check_search.py",
+             lacks=no_compiler),
     ]  # fmt: skip
 
 
