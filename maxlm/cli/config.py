@@ -110,25 +110,20 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _resolve(config: RunConfig, arguments: argparse.Namespace) -> Resolved:
-    from maxlm.config.derive import Facts, longest_length, resolve, resolve_model
-    from maxlm.data.stored_facts import stored_facts
-    from maxlm.errors import ConfigError
-    from maxlm.model.count import count_non_embedding_parameters, count_parameters
+    from maxlm.config.derive import resolve
+    from maxlm.data.stored_facts import first_vocab_size, stored_facts
+    from maxlm.model.facts import facts_of
 
-    stored_vocab_size, stored_tokens = stored_facts(config.data)
-    vocab_size = arguments.vocab_size or stored_vocab_size or config.model.vocab_size
-    if not vocab_size:
-        raise ConfigError(
-            "model.vocab_size is the tokenizer's, which is not known here, as the config names no "
-            "token store that exists: add --vocab-size N"
-        )
-    length = longest_length(config.data)
-    model = resolve_model(config.model, vocab_size=vocab_size, length=length)
-    facts = Facts(
-        parameters=count_parameters(model),
-        non_embedding_parameters=count_non_embedding_parameters(model),
-        vocab_size=vocab_size,
-        train_tokens=arguments.train_tokens or stored_tokens,
+    stored = stored_facts(config.data)
+    facts = facts_of(
+        config,
+        vocab_size=first_vocab_size(
+            arguments.vocab_size,
+            stored.vocab_size,
+            config.model.vocab_size,
+            otherwise="--vocab-size N",
+        ),
+        train_tokens=arguments.train_tokens or stored.train_tokens,
         num_devices=arguments.devices,
         platform=arguments.platform,
     )

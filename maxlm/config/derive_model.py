@@ -32,6 +32,18 @@ def row_lengths(config: RunConfig) -> set[int]:
     return {length or config.data.length for length in given}
 
 
+def step_sizes(data: DataConfig) -> list[tuple[int, int]]:
+    """Rows and length of a step in each phase, of a config whose batch is resolved."""
+    assert data.batch_size
+    sizes = [(p.batch_size or data.batch_size, p.length or data.length) for p in data.phases]
+    return sizes or [(data.batch_size, data.length)]
+
+
+def largest_step(data: DataConfig) -> tuple[int, int]:
+    """Rows and length of the phase with the most tokens a step."""
+    return max(step_sizes(data), key=lambda size: size[0] * size[1])
+
+
 def resolve_model(model: ModelConfig, *, vocab_size: int, length: int) -> ModelConfig:
     """Fill in what the model config leaves open.
 

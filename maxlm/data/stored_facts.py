@@ -12,6 +12,7 @@ from maxlm import storage
 from maxlm.config.schema import DataConfig
 from maxlm.data.open_sources import open_sources
 from maxlm.data.store import MANIFEST, TokenStore
+from maxlm.errors import ConfigError
 
 
 class StoredFacts(NamedTuple):
@@ -33,3 +34,14 @@ def stored_facts(data: DataConfig) -> StoredFacts:
         return StoredFacts(None, None)
     tokens = sum(source.tokens.num_tokens for source in open_sources(data).values())
     return StoredFacts(TokenStore(stores[0]).tokenizer().vocab_size, tokens)
+
+
+def first_vocab_size(*known: int | None, otherwise: str) -> int:
+    """The first vocabulary that is known. Raises ConfigError saying what to add where none is."""
+    found = next((size for size in known if size), None)
+    if found is None:
+        raise ConfigError(
+            "model.vocab_size is the tokenizer's, which is not known here, as the config names no "
+            f"token store that exists: add {otherwise}"
+        )
+    return found

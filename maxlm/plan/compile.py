@@ -23,6 +23,7 @@ from typing import IO, Any
 import maxlm
 from maxlm import errors
 from maxlm.config.schema import RunConfig
+from maxlm.data.stored_facts import StoredFacts, stored_facts
 from maxlm.errors import CompileError, MaxLMError
 from maxlm.plan.compile_store import Compiled, CompileStore
 from maxlm.plan.compile_worker import sources_hash, versions
@@ -69,6 +70,7 @@ def compile_program(
     Raises:
         ConfigError, ParallelError: the config does not fit the topology, or there is no compiler.
         CompileError: the compiler failed, was ended, or took longer than `timeout`.
+        DataError, TokenizerError: a token store that is there cannot be used.
         StorageError: the store cannot be written.
     """
     folder = str(CompileStore(store or default_store()).folder)
@@ -78,7 +80,7 @@ def compile_program(
         "vocab_size": vocab_size,
         "store": folder,
     }
-    request["key"] = _request_key(request)
+    request["key"] = _request_key(request, stored_facts(config.data))
     known = CompileStore(folder).hash_of_request(request["key"])
     found = CompileStore(folder).get(known) if known else None
     if found is not None:
@@ -90,11 +92,11 @@ def compile_program(
     return compiled
 
 
-def _request_key(request: dict[str, Any]) -> str:
-    """Of a request, the code that would trace it, and the versions that would compile it."""
+def _request_key(request: dict[str, Any], stored: StoredFacts) -> str:
+    """Of a request, what its token stores tell, the code that would trace it, and the versions."""
     asked = {key: request[key] for key in ("config", "topology", "vocab_size")}
     flags = [os.environ.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
-    seen = json.dumps([asked, sources_hash(), versions(), flags], sort_keys=True)
+    seen = json.dumps([asked, stored, sources_hash(), versions(), flags], sort_keys=True)
     return hashlib.sha256(seen.encode()).hexdigest()
 
 

@@ -24,7 +24,7 @@ from maxlm.errors import CompileError, ConfigError, MaxLMError
 
 # Rooms and files whose code decides what is traced.
 _TRACED = ("batch.py", "config", "parallel", "kernels", "model", "train")
-_TRACED_HERE = ("program.py", "topology.py")
+_TRACED_HERE = ("program.py", "resolving.py", "topology.py")
 Say = Callable[..., None]
 
 

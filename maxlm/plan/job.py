@@ -13,18 +13,18 @@ from typing import Any
 
 from jax.sharding import AbstractMesh
 
-from maxlm.config.choices import ContextAttention, ExpertExchange, Rematerialization
-from maxlm.config.derive import Facts, Resolved, resolve, resolve_model
-from maxlm.config.derive_model import longest_length, row_lengths
+from maxlm.config.choices import ContextAttention, Rematerialization
+from maxlm.config.derive import Resolved
+from maxlm.config.derive_model import largest_step, row_lengths
 from maxlm.config.mesh_axes import DATA_AXES, MESH_AXES, ROW_AXES, product_of
 from maxlm.config.schema import ModelConfig, ParallelConfig, RunConfig
-from maxlm.data.stored_facts import stored_facts
-from maxlm.errors import ConfigError, ParallelError
+from maxlm.errors import ParallelError
 from maxlm.kernels.context.choose import choose_context_attention
-from maxlm.model.count import count_non_embedding_parameters, count_parameters
+from maxlm.kernels.experts.dispatch import rows_travel
 from maxlm.parallel.chips import Chip
 from maxlm.parallel.mesh import check_batch, mesh_sizes
 from maxlm.parallel.stages import Stages, check_microbatches
+from maxlm.plan.resolving import resolve_before_run
 from maxlm.plan.topology import Topology
 
 
@@ -132,10 +132,8 @@ class Job:
     @property
     def rows_travel(self) -> bool:
         """Whether rows go to their experts one by one, and not all tokens to all devices."""
-        asked = self.config.parallel.expert_exchange
-        if asked is ExpertExchange.AUTO:
-            return self.model.experts_per_token < self.mesh["expert"]
-        return asked is ExpertExchange.ALL_TO_ALL
+        asked, visits = self.config.parallel.expert_exchange, self.model.experts_per_token
+        return rows_travel(asked, visits, self.mesh["expert"])
 
 
 def job_of(config: RunConfig, topology: Topology, *, vocab_size: int | None = None) -> Job:
@@ -153,11 +151,7 @@ def job_of(config: RunConfig, topology: Topology, *, vocab_size: int | None = No
     sizes = mesh_sizes(config.parallel, topology.num_devices)
     mesh = dict(zip(MESH_AXES, sizes, strict=True))
     resolved = _resolve(config, topology, math.prod(mesh[a] for a in ROW_AXES), vocab_size)
-    data = resolved.config.data
-    assert data.batch_size
-    phases = [(p.batch_size or data.batch_size, p.length or data.length) for p in data.phases]
-    steps = phases or [(data.batch_size, data.length)]
-    batch_size, length = max(steps, key=lambda size: size[0] * size[1])
+    batch_size, length = largest_step(resolved.config.data)
     job = Job(resolved, topology, mesh, batch_size, length)
     _check(job)
     return job
@@ -181,25 +175,13 @@ def _resolve(
 
 @lru_cache(maxsize=256)
 def _resolved(text: str, topology: Topology, row_shards: int, vocab_size: int | None) -> Resolved:
-    config = RunConfig.model_validate_json(text)
-    stored = stored_facts(config.data)
-    vocab_size = stored.vocab_size or config.model.vocab_size or vocab_size
-    if not vocab_size:
-        raise ConfigError(
-            "model.vocab_size is the tokenizer's, which is not known here: add model.vocab_size=N"
-        )
-    length = longest_length(config.data)
-    model = resolve_model(config.model, vocab_size=vocab_size, length=length)
-    facts = Facts(
-        parameters=count_parameters(model),
-        non_embedding_parameters=count_non_embedding_parameters(model),
-        vocab_size=vocab_size,
-        train_tokens=stored.train_tokens,
+    return resolve_before_run(
+        RunConfig.model_validate_json(text),
         num_devices=topology.num_devices,
         platform=topology.chip.platform,
         data_shards=row_shards,
+        vocab_size=vocab_size,
     )
-    return resolve(config, facts)
 
 
 def _check(job: Job) -> None:

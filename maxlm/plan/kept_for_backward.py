@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from maxlm.plan.hlo import Computation, Instruction, Program, parse_program
-from maxlm.plan.layouts import ArrayType, array_types
+from maxlm.plan.shapes import Array, arrays
 
 _PASSED_ON = ("copy", "bitcast", "copy-start", "copy-done", "optimization-barrier", "reshape")
 _HOST = 5
@@ -47,13 +47,13 @@ def kept_for_backward(text: str, parameters: set[tuple[int, ...]]) -> Kept:
         parameters: shapes that parameters have on one device.
     """
     program = parse_program(text)
-    activations: dict[tuple[str, str], ArrayType] = {}
-    gradients: dict[tuple[str, str], ArrayType] = {}
+    activations: dict[tuple[str, str], Array] = {}
+    gradients: dict[tuple[str, str], Array] = {}
     for name, computation in program.computations.items():
         for loop in computation.instructions:
             if loop.opcode != "while":
                 continue
-            types = array_types(loop.shape)
+            types = arrays(loop.shape)
             written = _written(loop, program)
             if "transpose(" in loop.op_name:
                 sources = _sources(loop, computation, program)
@@ -63,13 +63,13 @@ def kept_for_backward(text: str, parameters: set[tuple[int, ...]]) -> Kept:
             elif "jvp(" in loop.op_name:
                 continue
             for index in written:
-                if types[index].shape in parameters and types[index].space == 0:
+                if types[index].dims in parameters and types[index].space == 0:
                     gradients[name, f"{loop.name}/{index}"] = types[index]
-    kept = [kept for kept in activations.values()]
+    kept = activations.values()
     return Kept(
-        activations=sum(array.bytes for array in kept if array.space == 0),
-        gradients=sum(array.bytes for array in gradients.values()),
-        host=sum(array.bytes for array in kept if array.space == _HOST),
+        activations=sum(array.padded_bytes for array in kept if array.space == 0),
+        gradients=sum(array.padded_bytes for array in gradients.values()),
+        host=sum(array.padded_bytes for array in kept if array.space == _HOST),
     )
 
 

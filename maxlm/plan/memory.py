@@ -3,7 +3,7 @@
 In: the train program, what the compiler made of it, and the chip; out: a `Memory`.
 
 - Parameters and optimizer: exactly, by shape and sharding, plus the padding of the layout that the
-  compiler chose (`layouts.py`); with the batch they are `argument_size_in_bytes`.
+  compiler chose (`shapes.py`); with the batch they are `argument_size_in_bytes`.
 - Activations and gradients: what the loops carry (`kept_for_backward.py`).
 - Temporaries: the rest of `temp_size_in_bytes`, so what those two could not tell apart too.
 - Other: the batch, counters, outputs that are not donated (metrics), and the program's code.
@@ -23,9 +23,9 @@ import jax
 from maxlm.parallel.chips import GIB, Chip
 from maxlm.plan.compile_store import Compiled
 from maxlm.plan.kept_for_backward import kept_for_backward
-from maxlm.plan.layouts import ArrayType, entry_arguments
 from maxlm.plan.program import TrainProgram
 from maxlm.plan.result import Memory
+from maxlm.plan.shapes import Array, entry_arguments
 
 _DTYPES = {"float32": "f32", "float64": "f64", "bfloat16": "bf16", "float16": "f16"}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -125,18 +125,16 @@ def _local_leaves(program: TrainProgram) -> list[tuple[str, tuple[int, ...], Any
     ]
 
 
-def _matched(
-    leaves: list[tuple[str, tuple[int, ...], Any]], arguments: list[ArrayType]
-) -> list[int]:
+def _matched(leaves: list[tuple[str, tuple[int, ...], Any]], arguments: list[Array]) -> list[int]:
     """Bytes of each leaf in the compiled program, padding and all; of one it does not take, its own.
 
     The program takes the leaves in their order, and leaves out those that it does not read.
     """
     found, left = [], list(arguments)
     for _, shape, dtype in leaves:
-        same = bool(left) and left[0].shape == shape
+        same = bool(left) and left[0].dims == shape
         if same and left[0].dtype == _DTYPES.get(dtype.name, left[0].dtype):
-            found.append(left.pop(0).bytes)
+            found.append(left.pop(0).padded_bytes)
         else:
             found.append(math.prod(shape) * dtype.itemsize)
     return found

@@ -1,8 +1,7 @@
 """The train program of a config, without a run folder or data: for plans and for benchmarks.
 
 In: a config and devices (real ones, or those of a described slice); out: what `maxlm train` would jit,
-with the shapes and shardings of its state and batch. The config is resolved as a run resolves it; what
-only token stores can tell comes from them where they are there, and from the model's preset otherwise.
+with the shapes and shardings of its state and batch.
 """
 
 from __future__ import annotations
@@ -17,21 +16,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maxlm.batch import Batch
-from maxlm.config.derive import Facts, Resolved, resolve, resolve_model
-from maxlm.config.derive_model import longest_length
+from maxlm.config.derive import Resolved
+from maxlm.config.derive_model import largest_step, step_sizes
 from maxlm.config.duration import to_steps
 from maxlm.config.schema import RunConfig
-from maxlm.data.stored_facts import stored_facts
-from maxlm.errors import ConfigError
 from maxlm.kernels.attention.features import hardware_of
 from maxlm.model.attention_choices import attention_choices
-from maxlm.model.count import count_non_embedding_parameters, count_parameters, widest_mlp
+from maxlm.model.count import widest_mlp
 from maxlm.model.definition import ModelDefinition, define
 from maxlm.model.rematerialization import check_offload
 from maxlm.parallel.axes import sharding
 from maxlm.parallel.links import link_warnings
 from maxlm.parallel.mesh import batch_multiple, check_batch, make_mesh
 from maxlm.parallel.stages import check_microbatches
+from maxlm.plan.resolving import resolve_before_run
 from maxlm.train.execution import execution_of
 from maxlm.train.jitted_step import jitted_step
 from maxlm.train.optimizer import make_optimizer
@@ -132,13 +130,22 @@ def build_program(
         DataError, TokenizerError: a token store that is there cannot be used.
     """
     mesh = make_mesh(config.parallel, devices)
-    resolved = _resolve(config, mesh, vocab_size)
+    resolved = resolve_before_run(
+        config,
+        num_devices=mesh.size,
+        platform=hardware_of(mesh.devices.flat[0]).platform,
+        data_shards=batch_multiple(mesh),
+        vocab_size=vocab_size,
+    )
     config = resolved.config
     told: list[str] = []
     told += [
         f"a slow mesh: {text}" for text in link_warnings(mesh.devices, widest_mlp(config.model))
     ]
-    batch_size, length = _largest_step(config, told)
+    batch_size, length = largest_step(config.data)
+    sizes = step_sizes(config.data)
+    if len(set(sizes)) > 1:
+        told.append(f"of {len(sizes)} phases, the one with {batch_size} rows of {length} tokens")
     accumulation = config.train.accumulation
     check_batch(batch_size, mesh, accumulation=accumulation)
     check_offload(config.parallel.rematerialization, mesh)
@@ -150,40 +157,3 @@ def build_program(
     model.shardings(mesh)
     optimizer = make_optimizer(config.optimizer, model.parameters)
     return TrainProgram(resolved, mesh, model, optimizer, batch_size, length, told)
-
-
-def _resolve(config: RunConfig, mesh: Mesh, vocab_size: int | None) -> Resolved:
-    stored = stored_facts(config.data)
-    vocab_size = stored.vocab_size or config.model.vocab_size or vocab_size
-    if not vocab_size:
-        raise ConfigError(
-            "model.vocab_size is the tokenizer's, which is not known here, as the config names no "
-            "token store that exists: add model.vocab_size=N"
-        )
-    length = longest_length(config.data)
-    model = resolve_model(config.model, vocab_size=vocab_size, length=length)
-    facts = Facts(
-        parameters=count_parameters(model),
-        non_embedding_parameters=count_non_embedding_parameters(model),
-        vocab_size=vocab_size,
-        train_tokens=stored.train_tokens,
-        num_devices=mesh.size,
-        platform=hardware_of(mesh.devices.flat[0]).platform,
-        data_shards=batch_multiple(mesh),
-    )
-    return resolve(config, facts)
-
-
-def _largest_step(config: RunConfig, told: list[str]) -> tuple[int, int]:
-    """Rows and length of the phase with the most tokens a step."""
-    data = config.data
-    assert data.batch_size
-    sizes = [(p.batch_size or data.batch_size, p.length or data.length) for p in data.phases]
-    if not sizes:
-        return data.batch_size, data.length
-    largest = max(sizes, key=lambda size: size[0] * size[1])
-    if len(set(sizes)) > 1:
-        told.append(
-            f"of {len(sizes)} phases, the one with {largest[0]} rows of {largest[1]} tokens"
-        )
-    return largest

@@ -20,8 +20,8 @@ import yaml
 from jax.sharding import Mesh
 
 from maxlm import __version__, storage
-from maxlm.config.derive import Facts, Resolved, resolve
-from maxlm.config.derive_model import Derived, longest_length, resolve_model, row_lengths
+from maxlm.config.derive import Resolved, resolve
+from maxlm.config.derive_model import Derived, row_lengths
 from maxlm.config.dump import to_yaml
 from maxlm.config.meaning import keep_derived, meaning_diff
 from maxlm.config.schema import Precision, RunConfig
@@ -33,8 +33,9 @@ from maxlm.data.tokenizers import Tokenizer
 from maxlm.errors import CheckpointError, ConfigError
 from maxlm.kernels.attention.features import hardware_of
 from maxlm.model.attention_choices import attention_choices
-from maxlm.model.count import count_non_embedding_parameters, count_parameters, widest_mlp
+from maxlm.model.count import widest_mlp
 from maxlm.model.definition import ModelDefinition, Params, define
+from maxlm.model.facts import facts_of
 from maxlm.model.rematerialization import check_offload
 from maxlm.parallel.accelerators import use_cpu_where_alone
 from maxlm.parallel.agreement import process_index
@@ -363,12 +364,8 @@ def restore_params(
 def _resolve(
     config: RunConfig, tokenizer: Tokenizer, sources: dict[str, Source], mesh: Mesh
 ) -> Resolved:
-    model = resolve_model(
-        config.model, vocab_size=tokenizer.vocab_size, length=longest_length(config.data)
-    )
-    facts = Facts(
-        parameters=count_parameters(model),
-        non_embedding_parameters=count_non_embedding_parameters(model),
+    facts = facts_of(
+        config,
         vocab_size=tokenizer.vocab_size,
         train_tokens=sum(source.tokens.num_tokens for source in sources.values()),
         num_devices=mesh.size,

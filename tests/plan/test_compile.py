@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from maxlm.plan.compile import compile_program
 from maxlm.plan.compile_store import Compiled, CompileStore
 from maxlm.plan.memory import needed_bytes
 from maxlm.plan.topology import parse_topology
+from tests.small_run import write_text_store
 
 
 def made(store: CompileStore, text: str = "HloModule made", hash: str = "a" * 64) -> Compiled:
@@ -53,6 +55,25 @@ def test_code_that_changed_traces_again_and_finds_the_program(
     )
     assert again == small_compiled
     assert "tracing the step" in stages and "compiling" not in stages
+
+
+def test_a_token_store_that_was_rewritten_is_another_request(tmp_path, monkeypatch):
+    keys = []
+
+    def child(request, *_):
+        keys.append(request["key"])
+        raise CompileError("not here")
+
+    monkeypatch.setattr(compile_module, "_in_a_child", child)
+    for characters in (60_000, 60_000, 30_000):
+        shutil.rmtree(tmp_path / "books", ignore_errors=True)
+        store = write_text_store(tmp_path / "books", characters)
+        config = load_config(
+            ["models/nano-4x128", "hardware/v5e"], [f"data.mixture.books.store={store}"]
+        )
+        with pytest.raises(CompileError):
+            compile_program(config, parse_topology("v5e-4"), store=str(tmp_path / "plans"))
+    assert keys[0] == keys[1] != keys[2]
 
 
 @pytest.mark.slow

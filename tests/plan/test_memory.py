@@ -7,9 +7,9 @@ import pytest
 
 from maxlm.config.load import load_config
 from maxlm.plan.kept_for_backward import kept_for_backward
-from maxlm.plan.layouts import array_types, entry_arguments
 from maxlm.plan.memory import compiled_memory, needed_bytes, state_memory
 from maxlm.plan.program import build_program
+from maxlm.plan.shapes import arrays, entry_arguments
 from tests.plan.conftest import SMALL
 
 
@@ -25,8 +25,8 @@ from tests.plan.conftest import SMALL
     ],
 )
 def test_a_layout_pads_the_fastest_dims_to_whole_tiles(text, padded, plain):
-    (array,) = array_types(text)
-    assert (array.bytes, array.unpadded_bytes) == (padded, plain)
+    (array,) = arrays(text)
+    assert (array.padded_bytes, array.bytes) == (padded, plain)
 
 
 @pytest.mark.slow
@@ -34,7 +34,7 @@ def test_state_and_batch_are_the_compilers_arguments_to_the_byte(small_program, 
     memory = compiled_memory(small_program, small_compiled, small_program_chip())
     arguments = entry_arguments(small_compiled.text)
     said = small_compiled.memory["argument_size_in_bytes"]
-    assert sum(array.bytes for array in arguments) == said
+    assert sum(array.padded_bytes for array in arguments) == said
     # Counters of 4 bytes take a tile of 512: two of the state and the optimizer's.
     batch, counters = 5 * (8 // 4) * 256 * 4, 3 * 512
     assert memory.parameters + memory.optimizer + batch + counters - 512 == said

@@ -148,14 +148,14 @@ def _on_device(
         run: Callable[..., jax.Array] = on_one_device
         if experts_axis is not None:
             devices = shard_count(mesh, experts_axis)
-            travels = _rows_travel(kernels.exchange, chosen.shape[-1], devices)
+            travels = rows_travel(kernels.exchange, chosen.shape[-1], devices)
             run = partial(all_to_all if travels else gather, axis=experts_axis)
         flat = [array.reshape(-1, array.shape[-1]) for array in (x, chosen, scores)]
         out = run(*flat, mlp, num_experts=num_experts).reshape(x.shape)
     return out if hidden_axis is None else jax.lax.psum(out, hidden_axis)
 
 
-def _rows_travel(exchange: ExpertExchange, visits: int, devices: int) -> bool:
+def rows_travel(exchange: ExpertExchange, visits: int, devices: int) -> bool:
     """Whether rows go to their experts one by one, and not all tokens to all devices.
 
     A token is then sent once for each visit instead of once for each device.
