@@ -4,7 +4,8 @@ What the commands do is a call here too:
 
     import maxlm
     outcome = maxlm.pretrain(maxlm.load_config("runs/quickstart"))
-    trained = maxlm.load("runs/quickstart")
+    model = maxlm.load("runs/quickstart")
+    print(model.generate("ROMEO:", max_tokens=50).text)
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "load_config": "maxlm.config.load",
     "pretrain": "maxlm.cli.train",
-    "load": "maxlm.train.loading",
+    "load": "maxlm.generate.language_model",
 }
 
 

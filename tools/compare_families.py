@@ -25,13 +25,14 @@ import torch
 import transformers
 from tiny_families import TINY, prompts, write_folder
 
-import maxlm
 from maxlm.batch import Batch
-from maxlm.generate.generator import Generator
+from maxlm.generate.language_model import LanguageModel
+from maxlm.generate.request import Request
 from maxlm.generate.sampling import SamplingOptions
 from maxlm.train.checkpoints import Checkpoints
 from maxlm.train.exporting import export_huggingface
 from maxlm.train.importing import import_huggingface
+from maxlm.train.loading import load
 
 BEGIN, END = "<!-- begin: table of families -->", "<!-- end: table of families -->"
 HEAD = (
@@ -84,17 +85,17 @@ def compared(name: str, theirs: Path, folder: Path, tokens: np.ndarray) -> str:
     export_huggingface(str(first), str(out))
     import_huggingface(str(out), str(second), tokenizer=source)
     model = _theirs(theirs)
-    trained = maxlm.load(str(first))
+    trained = load(str(first))
+    ours = LanguageModel(trained, str(first / "huggingface"))
     with torch.no_grad():
         expected = model(torch.from_numpy(tokens.astype(np.int64))).logits.numpy()
     actual = _logits(trained, tokens)
     texts = [row[:n].tolist() for row, n in zip(tokens, PROMPT_LENGTHS, strict=True)]
     exported = _theirs(out)
     wanted = [_continued(exported, text) for text in texts]
-    stream = Generator(trained.model, context_length=40).stream(
-        trained.params, texts, max_tokens=NEW, options=SamplingOptions(temperature=0)
-    )
-    ours = np.stack(list(stream), axis=1).tolist()
+    for text in texts:
+        ours.engine.submit(Request(text, NEW, SamplingOptions(temperature=0)))
+    written = [[token.id for token in tokens] for tokens in ours.engine.run()]
     cells = [
         name,
         f"`{model.config.architectures[0]}`",
@@ -103,7 +104,7 @@ def compared(name: str, theirs: Path, folder: Path, tokens: np.ndarray) -> str:
         "bitwise" if _sums(first) == _sums(second) else "differs",
         f"{np.abs(actual - expected).max():.1e}",
         f"{expected.std():.2f}",
-        "yes" if ours == wanted else "no",
+        "yes" if written == wanted else "no",
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -137,9 +137,9 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
-def write_folder(name: str, folder: Path, *, shard_bytes: int = 100_000) -> None:
-    """Write config.json and weights, in several files, of one tiny model."""
-    config = TINY[name]
+def write_folder(name: str, folder: Path, *, shard_bytes: int = 100_000, **changes: Any) -> None:
+    """Write config.json, with `changes` to its keys, and weights, in several files, of one tiny model."""
+    config = TINY[name] | changes
     family = family_of_config(config)
     model = define(read_model(family, config))
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,38 +1,75 @@
-"""`maxlm generate RUN --prompt …`: continue a prompt with a checkpoint."""
+"""`maxlm generate MODEL`: continue prompts, answer a file of them, or chat."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from maxlm.cli.process_arguments import add_process_arguments, process_arguments
+from maxlm.cli.sampling_arguments import add_sampling_arguments, sampling_options
+from maxlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from maxlm.generate.language_model import LanguageModel
+    from maxlm.generate.sampling import SamplingOptions
+
+MAX_TOKENS = 200
 
 EPILOG = """\
 examples:
   maxlm generate runs/quickstart --prompt 'ROMEO:'
   maxlm generate runs/books@2000 --prompt 'It was' --temperature 0.7 --top-p 0.9 --seed 3
   maxlm generate runs/books --prompt 'Once' --prompt 'Then' --max-tokens 50 --temperature 0
+  maxlm generate runs/books --input prompts.jsonl --output answers.jsonl --rows 64
+  maxlm generate exported/qwen --chat
+  maxlm generate runs/translate --prompt 'Hello = ' --stop '\\n' --beams 4
 
-With one prompt the text is printed as it is made; with several, each after the other.
+MODEL is a run, local or gs://, or a Hugging Face folder. With one prompt the text is printed as it is made.
+A file has a prompt per line (.txt), or JSON (.jsonl): {"prompt": …} or {"messages": […]}, and with them,
+where they differ from the arguments, "max_tokens", "stop", "seed" and what else chooses tokens. Speed is
+told on standard error.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("run", metavar="RUN[@STEP]", help="run folder, local or gs://")
+    parser.add_argument("model", metavar="MODEL", help="RUN, RUN@STEP or a Hugging Face folder")
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="text to continue")
+    parser.add_argument("--input", metavar="FILE", help="prompts: .txt, one a line, or .jsonl")
+    parser.add_argument("--output", metavar="FILE", help="answers to --input, as .jsonl")
+    parser.add_argument("--chat", action="store_true", help="talk, with the model's chat template")
     parser.add_argument(
-        "--prompt", action="append", required=True, metavar="TEXT", help="text to continue"
+        "--system", metavar="TEXT", help="what a chat begins with, in the system's name"
     )
-    parser.add_argument("--max-tokens", type=int, default=200, help="tokens to add (200)")
     parser.add_argument(
-        "--temperature", type=float, default=0.8, help="0 takes the likeliest token (0.8)"
+        "--max-tokens", type=int, metavar="N", help=f"most tokens of an answer ({MAX_TOKENS})"
     )
-    parser.add_argument("--top-k", type=int, help="only the k likeliest tokens")
     parser.add_argument(
-        "--top-p", type=float, default=1.0, help="only the likeliest tokens that sum to p (1)"
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="string that ends an answer; as often as you like",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (0)")
+    parser.add_argument(
+        "--slide",
+        action="store_true",
+        help="when the context is full, go on from its newer half instead of ending",
+    )
+    parser.add_argument(
+        "--rows", type=int, metavar="N", help="prompts that are answered at once (16)"
+    )
+    parser.add_argument("--beams", type=int, metavar="K", help="beam search with K hypotheses")
+    parser.add_argument(
+        "--length-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="of beam search: above 0 favours longer answers (1)",
+    )
+    add_sampling_arguments(parser)
     add_process_arguments(parser)
 
 
@@ -40,59 +77,58 @@ def run(arguments: argparse.Namespace) -> int:
     """Generate."""
     from maxlm.parallel.processes import joined
 
+    _check(arguments)
+    options = sampling_options(arguments)
+    work = _work(arguments)
     with joined(**process_arguments(arguments)):
-        _generate(arguments)
+        work(_load(arguments), arguments, options)
     return 0
 
 
-def _generate(arguments: argparse.Namespace) -> None:
-    import sys
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what makes no sense before a model is loaded."""
+    from maxlm.generate.text import check_stop
 
-    from maxlm.parallel.agreement import process_index
+    ways = {
+        "--prompt": arguments.prompt,
+        "--input": arguments.input,
+        "--chat": arguments.chat,
+    }
+    given = [name for name, value in ways.items() if value]
+    if len(given) != 1:
+        said = " and ".join(given) or "neither"
+        raise ConfigError(f"{said} given: choose one of --prompt, --input and --chat")
+    if (arguments.output is None) != (arguments.input is None):
+        raise ConfigError("--input and --output belong together: answers to a file go into a file")
+    if arguments.beams is not None and not arguments.prompt:
+        raise ConfigError("--beams works with --prompt")
+    if arguments.rows is not None and arguments.rows < 1:
+        raise ConfigError(f"--rows {arguments.rows}: answer at least 1 at once")
+    if arguments.max_tokens is not None and arguments.max_tokens < 1:
+        raise ConfigError(f"--max-tokens {arguments.max_tokens}: ask for at least 1")
+    check_stop(arguments.stop)
 
-    # On several processes all draw the same, and the first one writes it.
-    first = process_index() == 0
-    for text in _pieces(arguments):
-        if first:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+
+def _work(
+    arguments: argparse.Namespace,
+) -> Callable[[LanguageModel, argparse.Namespace, SamplingOptions], None]:
+    """What is to be done; its module is imported here."""
+    if arguments.chat:
+        from maxlm.cli.generate_chat import talk
+
+        return talk
+    if arguments.input:
+        from maxlm.cli.generate_file import answer_file
+
+        return answer_file
+    from maxlm.cli.generate_prompts import continue_prompts
+
+    arguments.max_tokens = arguments.max_tokens or MAX_TOKENS
+    return continue_prompts
 
 
-def _pieces(arguments: argparse.Namespace) -> Iterator[str]:
-    """What is printed, piece by piece."""
-    import codecs
+def _load(arguments: argparse.Namespace) -> LanguageModel:
+    from maxlm.generate.engine import MAX_ROWS
+    from maxlm.generate.language_model import load
 
-    import numpy as np
-
-    from maxlm.config.derive_model import longest_length
-    from maxlm.generate.generator import Generator
-    from maxlm.generate.prompts import encode_prompts, until_end
-    from maxlm.generate.sampling import SamplingOptions
-    from maxlm.train.loading import load
-
-    options = SamplingOptions(arguments.temperature, arguments.top_k, arguments.top_p)
-    trained = load(arguments.run)
-    tokenizer = trained.tokenizer
-    generator = Generator(trained.model, context_length=longest_length(trained.config.data))
-    prompts = encode_prompts(tokenizer, arguments.prompt, trained.config.data)
-    stream = generator.stream(
-        trained.params,
-        prompts,
-        max_tokens=arguments.max_tokens,
-        options=options,
-        seed=arguments.seed,
-    )
-    if len(prompts) > 1:
-        drawn = np.stack(list(stream), axis=1)  # [B, tokens]
-        for prompt, tokens in zip(arguments.prompt, drawn, strict=True):
-            text = tokenizer.decode(until_end(tokens.tolist(), tokenizer.eos_id))
-            yield f"{prompt}{text}\n" + "—" * 8 + "\n"
-        return
-    # A token may end inside a character: the decoder holds its bytes back until it is whole.
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    yield arguments.prompt[0]
-    for (token,) in stream:
-        if token == tokenizer.eos_id:
-            break
-        yield decoder.decode(tokenizer.decode_bytes([int(token)]))
-    yield decoder.decode(b"", final=True) + "\n"
+    return load(arguments.model, max_rows=arguments.rows or MAX_ROWS)

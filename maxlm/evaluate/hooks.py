@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from maxlm.config.derive_model import longest_length
 from maxlm.evaluate.perplexity import evaluate_by_batch, make_eval_step
 from maxlm.evaluate.sets import EvalSet, open_sets
-from maxlm.generate.generator import Generator
-from maxlm.generate.prompts import encode_prompts, until_end
+from maxlm.generate.completions import Completions
+from maxlm.generate.engine import LONGEST_PASS, Engine
+from maxlm.generate.prompts import encode_prompts
+from maxlm.generate.request import Request
+from maxlm.generate.rows import Programs
 from maxlm.generate.sampling import SamplingOptions
 from maxlm.model.definition import Params
 from maxlm.train.loop import Hook
@@ -43,24 +44,29 @@ def _evaluations(run: Run) -> list[Hook]:
 
 def _sampling(run: Run) -> Hook:
     config = run.config.eval
-    generator = Generator(run.model, context_length=longest_length(run.config.data))
-    options = SamplingOptions(temperature=config.sample_temperature)
+    context = longest_length(run.config.data)
+    programs = Programs(run.model, min(LONGEST_PASS, context))
+    # The seeds are the same every time, so that samples differ by the weights alone.
+    options = [
+        SamplingOptions(temperature=config.sample_temperature, seed=i)
+        for i in range(len(config.prompts))
+    ]
     prompts = encode_prompts(run.tokenizer, config.prompts, run.config.data)
+    stop = frozenset() if run.tokenizer.eos_id is None else frozenset({run.tokenizer.eos_id})
 
     def call(step: int, params: Params) -> Iterator[dict[str, Any] | None]:
-        # The seed is the same every time, so that samples differ by the weights alone.
-        stream = generator.stream(params, prompts, max_tokens=config.sample_tokens, options=options)
-        rows = []
-        for row in stream:
-            rows.append(row)
+        engine = Engine(programs, params, context_length=context)
+        completions = Completions(engine, run.tokenizer)
+        for index, (prompt, option) in enumerate(zip(prompts, options, strict=True)):
+            request = Request(prompt, config.sample_tokens, option, stop)
+            completions.add(index, request, slide=True)
+        texts = {}
+        while completions.waiting:
+            for piece in completions.step():
+                texts[piece.index] = piece.answer
             yield None
-        drawn = np.stack(rows, axis=1)  # [B, tokens]
-        for prompt, tokens in zip(config.prompts, drawn, strict=True):
-            yield {
-                "kind": "sample",
-                "prompt": prompt,
-                "text": run.tokenizer.decode(until_end(tokens.tolist(), run.tokenizer.eos_id)),
-            }
+        for index, text in enumerate(config.prompts):
+            yield {"kind": "sample", "prompt": text, "text": texts[index].text}
 
     makes = tuple(("sample", prompt) for prompt in config.prompts)
     return Hook(run.intervals.eval, call, makes=makes)

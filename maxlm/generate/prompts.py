@@ -1,4 +1,4 @@
-"""From texts to the ids that a model continues, as its documents begin, and to where they end."""
+"""From texts to the ids that a model continues, as its documents begin."""
 
 from __future__ import annotations
 
@@ -27,8 +27,3 @@ def encode_prompts(tokenizer: Tokenizer, texts: list[str], data: DataConfig) -> 
                 "with no token of their own: give it some text"
             )
     return prompts
-
-
-def until_end(tokens: list[int], eos_id: int | None) -> list[int]:
-    """The tokens before the first end of a document."""
-    return tokens[: tokens.index(eos_id)] if eos_id in tokens else tokens

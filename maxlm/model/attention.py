@@ -1,4 +1,4 @@
-"""Self-attention of a block: projections, RoPE, QK-norm, the kernel, and a key-value cache."""
+"""Self-attention of a block: projections, RoPE, QK-norm, and the kernel or the key-value cache."""
 
 from __future__ import annotations
 
@@ -12,20 +12,15 @@ from jax.ad_checkpoint import checkpoint_name
 from maxlm.config.choices import ContextAttention
 from maxlm.config.schema import AttentionSpan, BiasKind, ModelConfig, QKNormWidth
 from maxlm.kernels.attention.attend import AttentionSettings, attention
-from maxlm.kernels.attention.reference import reference_attention
 from maxlm.kernels.context.attention import context_attention
-from maxlm.kernels.linear import linear
+from maxlm.kernels.linear import linear, linear_output_major
+from maxlm.model.cache import Cache, Pass, attend_cached, write
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer, Kind, declare, zeros
 from maxlm.model.rope import Angles, apply_rope
 from maxlm.parallel.axes import constrain, length_shards
 
-
-class Cache(NamedTuple):
-    """Keys and values of the tokens before the current ones."""
-
-    key: jax.Array  # [B, S, K, C]
-    value: jax.Array  # [B, S, K, C]
+CachedLayer = tuple[Cache, jax.Array]  # of a stack of layers, and the layer's index in it
 
 
 class Context(NamedTuple):
@@ -33,8 +28,7 @@ class Context(NamedTuple):
 
     segment_ids: jax.Array  # [B, T]
     rope: Angles | None
-    key_segments: jax.Array  # [B, S]; the same as segment_ids without a cache
-    offset: jax.Array | int  # index of the first current token in the cache; 0 without one
+    now: Pass | None = None  # where the tokens belong in the caches; None without any
     method: ContextAttention = ContextAttention.ALL_GATHER  # where T lies over several devices
     settings: AttentionSettings = AttentionSettings()  # who computes attention
     # [B, T], by which tokens of a row find places at experts with a capacity; None: all do
@@ -57,6 +51,7 @@ class Projection(nnx.Module):
         dtype: jnp.dtype,
     ):
         self.contracted = inputs
+        self.output_major = False
         self.kernel = declare(
             rngs, shape, axes=axes, kind=Kind.MATRIX, init=init, inputs=axes[:inputs], dtype=dtype
         )
@@ -69,12 +64,29 @@ class Projection(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Contract the last `inputs` dims of `x` with the first of the kernel, in x's dtype."""
-        y = linear(x, self.kernel[...].astype(x.dtype), self.contracted)
+        """Contract the last `inputs` dims of `x` with those of the kernel, in x's dtype."""
+        apply = linear_output_major if self.output_major else linear
+        y = apply(x, self.kernel[...].astype(x.dtype), self.contracted)
         if self.bias is not None:
             # Added in the bias's dtype: its gradient is a sum over all tokens.
             y = (y + self.bias[...]).astype(x.dtype)
         return y
+
+    def turn(self) -> None:
+        """Keep the kernel as `[out…, in…]`, stacked or not."""
+        declared, kernel = self.kernel.get_metadata(), self.kernel[...]
+        axes, stacked = declared["axes"], kernel.ndim - len(declared["axes"])
+        moved = turned(kernel, stacked, self.contracted)
+        turned_axes = axes[self.contracted :] + axes[: self.contracted]
+        self.kernel = nnx.Param(moved, **{**declared, "axes": turned_axes})
+        self.output_major = True
+
+
+def turned(kernel: jax.Array, stacked: int, inputs: int) -> jax.Array:
+    """A kernel `[stacked…, in…, out…]` as `[stacked…, out…, in…]`."""
+    dims = list(range(kernel.ndim))
+    first = stacked + inputs
+    return kernel.transpose(dims[:stacked] + dims[first:] + dims[stacked:first])
 
 
 class Attention(nnx.Module):
@@ -132,9 +144,14 @@ class Attention(nnx.Module):
         self.query_norm, self.key_norm = head_norm(heads), head_norm(kv_heads)
 
     def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None = None
+        self, x: jax.Array, context: Context, stacked: CachedLayer | None = None
     ) -> tuple[jax.Array, Cache | None]:
         """Attend over `x [B, T, D]` and, with a cache, over what came before.
+
+        Args:
+            x: the residual stream, normed.
+            context: of the pass.
+            stacked: the cache of a stack of layers and which of them this is.
 
         Returns:
             The sublayer's output `[B, T, D]` and the cache with the current tokens written.
@@ -159,29 +176,17 @@ class Attention(nnx.Module):
             query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
         features: dict[str, Any] = {"window": self.window, "logit_cap": self.logit_cap}
         segments = context.segment_ids
-        if cache is None:
-            features["settings"] = context.settings
-            if length_shards(x.shape[1]) > 1:
-                features["method"] = context.method
-                out = context_attention(query, key, value, segment_ids=segments, **features)
-            else:
-                out = attention(query, key, value, segment_ids=segments, **features)
+        cache, now = None, context.now
+        if stacked is not None and now is not None:
+            cache = write(*stacked, key, value, now)
+        if stacked is not None and cache is not None and now is not None and not now.fresh:
+            out = attend_cached(query, cache, stacked[1], now, **features)
+        elif now is None and length_shards(x.shape[1]) > 1:
+            features |= {"settings": context.settings, "method": context.method}
+            out = context_attention(query, key, value, segment_ids=segments, **features)
         else:
-            start = (0, context.offset, 0, 0)
-            key = jax.lax.dynamic_update_slice(cache.key, key.astype(cache.key.dtype), start)
-            value = jax.lax.dynamic_update_slice(
-                cache.value, value.astype(cache.value.dtype), start
-            )
-            cache = Cache(key, value)
-            out = reference_attention(
-                query,
-                key,
-                value,
-                query_segments=segments,
-                key_segments=context.key_segments,
-                query_offset=context.offset,
-                **features,
-            )
+            features["settings"] = context.settings
+            out = attention(query, key, value, segment_ids=segments, **features)
         return self.output(constrain(out, "batch", "length", "heads", "head_dim")), cache
 
     def _normed(self, norm: Norm, x: jax.Array) -> jax.Array:

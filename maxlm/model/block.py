@@ -12,7 +12,8 @@ from jax.ad_checkpoint import checkpoint_name
 from maxlm.config.expert_layers import Layer
 from maxlm.config.schema import ModelConfig, NormPlacement, ProjectionInit
 from maxlm.kernels.experts.dispatch import ExpertKernels
-from maxlm.model.attention import Attention, Cache, Context
+from maxlm.model.attention import Attention, CachedLayer, Context
+from maxlm.model.cache import Cache
 from maxlm.model.experts import Experts
 from maxlm.model.mlp import MLP
 from maxlm.model.norm import Norm
@@ -57,7 +58,7 @@ class Block(nnx.Module):
         self.mlp_norm, self.mlp_post_norm = norm(*before), norm(*after)
 
     def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None = None
+        self, x: jax.Array, context: Context, stacked: CachedLayer | None = None
     ) -> tuple[jax.Array, Cache | None, Load | None]:
         """Map the residual stream `x [B, T, D]` to the next layer's.
 
@@ -65,7 +66,7 @@ class Block(nnx.Module):
             The stream, the cache with the current tokens written, and the load of the experts.
         """
         x = checkpoint_name(x, "block_input")
-        attended, cache = self.attention(_maybe(self.attention_norm, x), context, cache)
+        attended, cache = self.attention(_maybe(self.attention_norm, x), context, stacked)
         attended = checkpoint_name(attended, "attention_projected")
         x = self._add(x, _maybe(self.attention_post_norm, attended))
         normed, load = _maybe(self.mlp_norm, x), None

@@ -30,9 +30,11 @@ from maxlm.kernels.attention.features import Hardware
 from maxlm.kernels.context.order import from_zigzag, to_zigzag
 from maxlm.kernels.cross_entropy import cross_entropy
 from maxlm.kernels.experts.dispatch import ExpertKernels
-from maxlm.model.attention import Cache, Context
+from maxlm.kernels.linear import linear_output_major
+from maxlm.model.attention import Context, Projection
 from maxlm.model.balance import ModelLoss, with_routing
 from maxlm.model.block import Block
+from maxlm.model.cache import Cache, Pass, placed, ring_size
 from maxlm.model.lookup import lookup
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer, Kind, declare, normal, padded_rows
@@ -59,6 +61,8 @@ class Execution:
         hardware: what the program is compiled for; None: this machine's first device.
         experts: which kernels compute experts.
         stages: of a pipeline, which hold the layers; None: every device computes all layers.
+        stacked: whether repeated layers are one array and one scan; else each is by itself.
+        output_major: whether kernels of linear maps are `[out, in]` and not `[in, out]`.
     """
 
     compute_dtype: Any = jnp.float32
@@ -71,6 +75,8 @@ class Execution:
     hardware: Hardware | None = None
     experts: ExpertKernels = field(default_factory=ExpertKernels)
     stages: Stages | None = None
+    stacked: bool = True
+    output_major: bool = False
 
     @property
     def attention_settings(self) -> AttentionSettings:
@@ -114,19 +120,26 @@ class Segment(nnx.Module):
         def run(
             stacked: Any, x: jax.Array, context: Context, caches: list[Cache] | None = None
         ) -> tuple[jax.Array, Any]:
-            def group(x: jax.Array, slices: Any) -> tuple[jax.Array, Any]:
-                state, cached = slices
-                blocks = nnx.merge(graph, state)
+            # Caches are carried, so that a layer writes its tokens in place and nothing is copied.
+            def group(carry: Any, slices: Any) -> tuple[Any, list[Load | None]]:
+                x, caches = carry
+                state, layer = slices
                 written, loads = [], []
+                blocks = nnx.merge(graph, state)
                 for i, block in enumerate(blocks):
-                    x, cache, load = block(x, context, cached[i] if cached is not None else None)
+                    x, cache, load = block(
+                        x, context, (caches[i], layer) if caches is not None else None
+                    )
                     written.append(cache)
                     loads.append(load)
-                return x, (written if cached is not None else None, loads)
+                return (x, written if caches is not None else None), loads
 
             group = rematerialized(group, execution.rematerialization)
-            unroll = min(execution.scan_unroll, jax.tree.leaves(stacked)[0].shape[0])
-            return jax.lax.scan(group, x, (stacked, caches), unroll=unroll)
+            repeats = jax.tree.leaves(stacked)[0].shape[0]
+            layers = jnp.arange(repeats) if caches is not None else None
+            unroll = min(execution.scan_unroll, repeats)
+            (x, caches), loads = jax.lax.scan(group, (x, caches), (stacked, layers), unroll=unroll)
+            return x, (caches, loads)
 
         stages = execution.stages
         if stages is None:
@@ -170,10 +183,14 @@ class Decoder(nnx.Module):
         )
         self.embed_norm = Norm(config, config.embed_dim, rngs, dtype) if config.embed_norm else None
         self.segments = nnx.List(
-            [Segment(config, p, n, rngs, execution) for p, n in segment_plan(config)]
+            [Segment(config, p, n, rngs, execution) for p, n in _plan(config, execution)]
         )
         self.final_norm = Norm(config, config.embed_dim, rngs, dtype)
         self.head = None if config.tie_embeddings else table(vocab, "vocab", Kind.HEAD, table_init)
+        if execution.output_major:
+            for _, module in nnx.iter_modules(self):
+                if isinstance(module, Projection):
+                    module.turn()
 
     def loss(self, batch: Batch, *, z_loss: float = 0.0) -> ModelLoss:
         """Sums over a batch of the loss and of its weights, without materialised logits."""
@@ -202,44 +219,54 @@ class Decoder(nnx.Module):
         return self._logits(from_zigzag(hidden) if zigzag else hidden)
 
     def extend(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        segment_ids: jax.Array,
-        caches: list[list[Cache]],
-        key_segments: jax.Array,
-        offset: jax.Array,
+        self, tokens: jax.Array, caches: list[list[Cache]], now: Pass
     ) -> tuple[jax.Array, list[list[Cache]]]:
-        """Read `tokens [B, T]` after what the caches hold; logits of the last token.
+        """Read tokens after what the caches hold; logits of each row's last token.
 
         Args:
-            tokens: `[B, T]` int32.
-            positions: `[B, T]` int32.
-            segment_ids: `[B, T]` int32, 1 for text and 0 for padding.
+            tokens: `[P, T]` int32, texts first and padding after them.
             caches: per segment and block of its group, from `empty_caches`.
-            key_segments: `[B, S]` segments of the whole cache, current tokens included.
-            offset: how many tokens the caches hold.
+            now: which rows these tokens are of, and from where on.
 
         Returns:
-            Float32 logits `[B, vocab_size]` and the caches with the tokens written.
+            Float32 logits `[P, vocab_size]` and the caches with the tokens written.
         """
+        length = tokens.shape[1]
+        positions, segments = now.positions(length), now.segment_ids(length)
         rope, local = self._rope(positions)
-        context = Context(segment_ids, rope, key_segments, offset, local_rope=local)
+        # Whatever kernel training was told to use may not do for a prompt's length.
+        settings = AttentionSettings(hardware=self.execution.hardware)
+        context = Context(segments, rope, now, settings=settings, local_rope=local)
         hidden, written, _ = self._hidden(tokens, positions, context, caches)
         assert written is not None
-        return self._logits(hidden[:, -1:])[:, 0], written
+        last = jnp.maximum(now.counts - 1, 0)[:, None, None]
+        return self._logits(jnp.take_along_axis(hidden, last, 1))[:, 0], placed(written)
 
-    def empty_caches(self, batch_size: int, length: int) -> list[list[Cache]]:
-        """Caches for `length` tokens, per segment and block: `[L, B, S, K, C]` each."""
+    def empty_caches(
+        self, batch_size: int, length: int, longest_pass: int = 1
+    ) -> list[list[Cache]]:
+        """Caches for rows of up to `length` tokens, per segment and block of its group.
+
+        Args:
+            batch_size: rows.
+            length: most tokens that one comes to hold.
+            longest_pass: most tokens that are read at once into a row that holds some.
+        """
         c = self.config
         assert c.num_kv_heads and c.head_dim
-        dtype = self.execution.compute_dtype
+        heads, width, dtype = c.num_kv_heads, c.head_dim, self.execution.compute_dtype
 
-        def empty(repeats: int) -> Cache:
-            shape = (repeats, batch_size, length, c.num_kv_heads, c.head_dim)
+        def empty(repeats: int, window: int | None) -> Cache:
+            size = ring_size(length, window, longest_pass)
+            shape = (repeats, batch_size, heads, size, width)
             return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-        return [[empty(s.repeats) for _ in s.blocks] for s in self.segments]
+        return placed(
+            [
+                [empty(s.repeats, block.attention.window) for block in s.blocks]
+                for s in self.segments
+            ]
+        )
 
     def _is_zigzag(self, batch: Batch) -> bool:
         """Whether tokens lie in another order inside the model, see `kernels/context/order.py`."""
@@ -255,7 +282,7 @@ class Decoder(nnx.Module):
         run = self.execution
         settings = run.attention_settings
         method = run.context_attention
-        return Context(segments, rope, segments, 0, method, settings, turns, local_rope=local)
+        return Context(segments, rope, None, method, settings, turns, local_rope=local)
 
     def _hidden(
         self,
@@ -285,9 +312,14 @@ class Decoder(nnx.Module):
         return (self.embedding if self.head is None else self.head)[...]
 
     def _logits(self, hidden: jax.Array) -> jax.Array:
-        table = self._output_table()[: self.config.vocab_size].astype(hidden.dtype)
+        table = self._output_table().astype(hidden.dtype)
         wide = jnp.promote_types(hidden.dtype, jnp.float32)
-        logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=wide)
+        if self.execution.output_major:
+            logits = linear_output_major(hidden, table, 1).astype(wide)
+        else:
+            logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=wide)
+        # Padding is cut off the logits: cut off the table, which is far larger, it would be a copy.
+        logits = logits[..., : self.config.vocab_size]
         cap = self.config.output_logit_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
@@ -318,6 +350,12 @@ def segment_plan(config: ModelConfig) -> list[tuple[tuple[Layer, ...], int]]:
         return _periodic(layers, attention)
     first, rest = layers[: config.dense_layers], layers[config.dense_layers :]
     return _periodic(first, attention) + _periodic(rest, math.lcm(attention, config.expert_every))
+
+
+def _plan(config: ModelConfig, execution: Execution) -> list[tuple[tuple[Layer, ...], int]]:
+    if execution.stacked:
+        return segment_plan(config)
+    return [((layer,), 1) for layer in layers_of(config)]
 
 
 def _periodic(layers: list[Layer], period: int) -> list[tuple[tuple[Layer, ...], int]]:

@@ -1,8 +1,9 @@
-"""From another program's model to a run folder, which everything of ours takes as its own.
+"""From another program's model to a run folder, which everything of ours takes as its own, or to memory.
 
 In: a Hugging Face folder or a llama2.c file; out: RUN with config.yaml, tokenizer/, a checkpoint at
-step 0 that holds weights alone, and huggingface/ with the small files that go back out on export. The
-weights go into the shards of a mesh as they are read; several processes each read their own.
+step 0 that holds weights alone, and huggingface/ with the small files that go back out on export; or
+the model itself. The weights go into the shards of a mesh as they are read; several processes each read
+their own.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from maxlm import __version__, storage
 from maxlm.config.choices import Precision
@@ -29,16 +32,16 @@ from maxlm.interop.read_weights import Source, read_weights
 from maxlm.interop.safetensors import TensorFolder
 from maxlm.interop.vocabulary import check_vocabulary
 from maxlm.model.count import count_parameters
-from maxlm.model.definition import define
+from maxlm.model.definition import ModelDefinition, Params, define
 from maxlm.parallel.agreement import process_index
-from maxlm.train.canonical import canonical_targets
+from maxlm.train.canonical import canonical_targets, from_canonical
 from maxlm.train.checkpoints import Checkpoints
 from maxlm.train.execution import execution_of
-from maxlm.train.loading import mesh_for
+from maxlm.train.loading import TrainedModel, mesh_for
 from maxlm.train.run_folder import RunFolder
 from maxlm.train.same_run import require_shared
 from maxlm.train.setup import as_started, set_up_jax
-from maxlm.train.state import abstract_state
+from maxlm.train.state import TrainState, abstract_state
 
 # What a Hugging Face folder may hold beside config, weights and tokenizer.json, and an export gives
 # back as it came.
@@ -104,6 +107,28 @@ def import_huggingface(
     return _import(family, config, weights, own, output, kept, path, message, asked=asked)
 
 
+def load_huggingface(path: str, overrides: list[str] | None = None) -> TrainedModel:
+    """The model of a Hugging Face folder, for use and not for training: nothing is written.
+
+    Raises what `import_huggingface` does.
+    """
+    tokenizer = _prompted(_tokenizer(path))
+    config, model, params, mesh = read_huggingface(path, overrides)
+    check_vocabulary(config.model.vocab_size or 0, tokenizer.vocab_size, path)
+    return TrainedModel(config, 0, model, params, tokenizer, mesh)
+
+
+def read_huggingface(
+    path: str, overrides: list[str] | None = None
+) -> tuple[RunConfig, ModelDefinition, Params, Mesh]:
+    """A folder's config and weights on a mesh, whether or not it has a tokenizer; errors as above."""
+    family, model = read_folder(path)
+    config = _run_config(path, model, None, overrides or [], path)
+    read = _read(family, config, TensorFolder(path), asked=_asks_for_mesh(overrides))
+    state = from_canonical(read.wanted | read.arrays, read.layout, read.model)
+    return read.config, read.model, state.params | state.variables, read.mesh
+
+
 def import_llama2c(
     path: str,
     output: str,
@@ -135,19 +160,10 @@ def _import(
     *,
     asked: bool,
 ) -> Imported:
-    config = as_started(config)
-    set_up_jax(config)
-    mesh = mesh_for(config, asked=asked)
-    model = define(config.model, execution_of(config, mesh))
-    layout = abstract_state(model, optax.identity(), average=False, mesh=mesh)
-    wanted = canonical_targets(layout, model)
-    prefixes = {"params": model.parameters, "variables": model.variables}
-    names = {name: f"{kind}.{name}" for kind, infos in prefixes.items() for name in infos}
-    targets = {name: wanted[full] for name, full in names.items()}
     parameters = count_parameters(config.model)
     message(f"{source}: {family.name}, {parameters:,} parameters")
-    with jax.set_mesh(mesh):
-        arrays = read_weights(family, model, weights, targets)
+    read = _read(family, config, weights, asked=asked)
+    config = read.config
     folder = RunFolder(output)
     if process_index() == 0:
         tokenizer.save(folder.tokenizer)
@@ -156,7 +172,7 @@ def _import(
     checkpoints = Checkpoints(folder.checkpoints, asynchronous=False)
     checkpoints.save(
         0,
-        {names[name]: array for name, array in arrays.items()},
+        read.arrays,
         {
             "cursor": 0,
             "data_hash": "",
@@ -172,6 +188,33 @@ def _import(
         storage.write_text(folder.config, to_yaml(config))
     require_shared(folder.config)
     return Imported(folder, family.name, parameters, config.data.length)
+
+
+class _Read(NamedTuple):
+    """A model's weights as a checkpoint holds them, and what they are for."""
+
+    config: RunConfig
+    mesh: Mesh
+    model: ModelDefinition
+    layout: TrainState
+    wanted: dict[str, jax.ShapeDtypeStruct]  # by canonical name
+    arrays: dict[str, jax.Array]  # likewise
+
+
+def _read(family: Family, config: RunConfig, weights: Source, *, asked: bool) -> _Read:
+    config = as_started(config)
+    set_up_jax(config)
+    mesh = mesh_for(config, asked=asked)
+    model = define(config.model, execution_of(config, mesh))
+    layout = abstract_state(model, optax.identity(), average=False, mesh=mesh)
+    wanted = canonical_targets(layout, model)
+    prefixes = {"params": model.parameters, "variables": model.variables}
+    names = {name: f"{kind}.{name}" for kind, infos in prefixes.items() for name in infos}
+    targets = {name: wanted[full] for name, full in names.items()}
+    with jax.set_mesh(mesh):
+        arrays = read_weights(family, model, weights, targets)
+    named = {names[name]: array for name, array in arrays.items()}
+    return _Read(config, mesh, model, layout, wanted, named)
 
 
 def _run_config(

@@ -1,4 +1,4 @@
-"""A trained model, read back from a run's checkpoint: `maxlm.load("runs/books@8000")`."""
+"""A trained model, read back from a run's checkpoint: `load("runs/books@8000")`."""
 
 from __future__ import annotations
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from maxlm.errors import CheckpointError, ParallelError
-from maxlm.generate.generator import Generator
-from maxlm.generate.sampling import SamplingOptions
 from maxlm.train.checkpoints import Checkpoints
 from maxlm.train.loading import load
 from maxlm.train.sinks import read_metrics
+from tests.generate.models import continued
 from tests.small_run import (
     checksums,
     devices,
@@ -84,12 +83,9 @@ def test_generation_with_the_cache_equals_reading_everything_again(unbroken):
     with devices(1):
         trained = load(unbroken.path)
         prompts = [list(b"ROMEO:"), list(b"What say you to ")]
-        stream = Generator(trained.model, context_length=32).stream(
-            trained.params, prompts, max_tokens=10, options=SamplingOptions(temperature=0)
-        )
-        drawn = np.stack(list(stream), axis=1)
+        drawn = continued(trained.model, trained.params, prompts, 10)
         for prompt, tokens in zip(prompts, drawn, strict=True):
-            text = [*prompt, *tokens.tolist()]
+            text = [*prompt, *tokens]
             logits = _logits(trained, text)
             again = logits[len(prompt) - 1 : -1].argmax(-1)
             np.testing.assert_array_equal(tokens, again)
@@ -101,12 +97,9 @@ def test_generation_on_a_mesh_that_the_prompts_do_not_divide_over(unbroken):
     def drawn(count, *overrides):
         with devices(count):
             trained = load(unbroken.path, list(overrides))
-            stream = Generator(trained.model, context_length=32).stream(
-                trained.params, prompts, max_tokens=6, options=SamplingOptions(temperature=0)
-            )
-            return np.stack(list(stream), axis=1)
+            return continued(trained.model, trained.params, prompts, 6)
 
-    np.testing.assert_array_equal(drawn(1), drawn(4, "parallel.expert=2", "parallel.fsdp=2"))
+    assert drawn(1) == drawn(4, "parallel.expert=2", "parallel.fsdp=2")
 
 
 def test_a_mesh_that_the_experts_do_not_divide_over_is_refused(unbroken):

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from maxlm.generate.generator import Generator
+from maxlm.generate.engine import Engine
+from maxlm.generate.request import Request
 from maxlm.generate.sampling import SamplingOptions
+from maxlm.model.inference import for_inference
 from tests.interop.goldens import NEW, POSITIONS, PROMPT_LENGTHS, path_of
 from tests.interop.tiny import TINY, batch_of, logits_of, prompts, read_tiny, write_folder
 
@@ -25,11 +27,11 @@ def test_greedy_text_is_that_of_transformers(tmp_path, name):
     write_folder(name, tmp_path)
     model, params = read_tiny(tmp_path)
     texts = [row[:n].tolist() for row, n in zip(prompts(), PROMPT_LENGTHS, strict=True)]
-    stream = Generator(model, context_length=40).stream(
-        params, texts, max_tokens=NEW, options=SamplingOptions(temperature=0)
-    )
-    expected = np.load(path_of(name))["greedy"].tolist()
-    assert np.stack(list(stream), axis=1).tolist() == expected
+    engine = Engine.of(*for_inference(model, params), context_length=40)
+    for text in texts:
+        engine.submit(Request(text, NEW, SamplingOptions(temperature=0)))
+    found = [[token.id for token in tokens] for tokens in engine.run()]
+    assert found == np.load(path_of(name))["greedy"].tolist()
 
 
 def test_there_is_a_golden_file_for_each_model_and_no_other():

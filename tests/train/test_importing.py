@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import maxlm
 from maxlm.data.tokenizers import load_tokenizer
 from maxlm.errors import CheckpointError, ConfigError, TokenizerError
 from maxlm.interop.safetensors import TensorFolder
 from maxlm.train.checkpoints import Checkpoints
 from maxlm.train.exporting import export_huggingface
 from maxlm.train.importing import import_huggingface, import_llama2c
+from maxlm.train.loading import load
 from maxlm.train.run_folder import RunFolder
 from tests.interop.tiny import batch_of, logits_of, write_folder
 from tests.small_run import TEXT, checksums, devices, train_here, write_quick_config, write_store
@@ -42,7 +42,7 @@ def imported(tiny, tmp_path_factory):
 
 def test_an_import_is_a_run_that_loads(imported, tiny):
     with devices(1):
-        trained = maxlm.load(str(imported))
+        trained = load(str(imported))
     assert (trained.step, trained.config.data.length, trained.config.model.max_length) == (
         0,
         32,
@@ -176,7 +176,7 @@ def test_a_llama2c_file_is_the_model_that_was_written(tmp_path):
     tensors = _written_by_hand(tmp_path / "model.bin")
     with devices(1):
         import_llama2c(str(tmp_path / "model.bin"), str(tmp_path / "run"), tokenizer="byte")
-        trained = maxlm.load(str(tmp_path / "run"))
+        trained = load(str(tmp_path / "run"))
     query = np.asarray(trained.params["segments.0.blocks.0.attention.query.kernel"])  # [L, D, H, C]
     rows = tensors["query"][1].reshape(2, 4, 8)  # of layer 1, by head
     np.testing.assert_array_equal(query[1, :, 1, 0], rows[1, 0])

@@ -9,19 +9,17 @@ import numpy as np
 import pytest
 import yaml
 
-import maxlm
 from maxlm.config.choices import AttentionKernel
 from maxlm.config.load import load_config
 from maxlm.data.rows import InMemoryTokens
 from maxlm.data.windows import eval_batches
 from maxlm.errors import CheckpointError, ConfigError, ParallelError
 from maxlm.evaluate.perplexity import evaluate, make_eval_step
-from maxlm.generate.generator import Generator
-from maxlm.generate.sampling import SamplingOptions
 from maxlm.parallel.placement import local_rows, place_batch
 from maxlm.train.canonical import canonical_targets
 from maxlm.train.loading import load
 from maxlm.train.setup import prepare
+from tests.generate.models import continued
 from tests.small_run import call, devices, write_quick_config, write_text_store
 
 
@@ -78,7 +76,7 @@ def assert_holds(trained, arrays):
 @pytest.mark.parametrize(("reference", "step"), [("", 8), ("@newest", 8), ("@4", 4)])
 def test_the_averaged_weights_of_the_step_asked_for_are_loaded(run, weights, reference, step):
     with devices(2):
-        trained = maxlm.load(run.path + reference)
+        trained = load(run.path + reference)
     assert trained.step == step
     assert_holds(trained, weights(step, "average"))
     assert trained.config == load_config(run.config)
@@ -163,7 +161,7 @@ class Spy:
     """A model that takes note of the mesh that is set when it is called, and of nothing else."""
 
     def __init__(self, model):
-        self.model, self.meshes = model, []
+        self.model, self.config, self.meshes = model, model.config, []
 
     def bind(self, params):
         self.meshes.append(jax.sharding.get_abstract_mesh())
@@ -172,10 +170,7 @@ class Spy:
 
 def test_a_loaded_model_leaves_no_mesh_set_and_is_used_on_its_own(run):
     def generated(trained, model):
-        generator = Generator(model, context_length=32)
-        options = SamplingOptions(temperature=0)
-        stream = generator.stream(trained.params, [[72, 73]], max_tokens=5, options=options)
-        return [int(tokens[0]) for tokens in stream]
+        return continued(model, trained.params, [[72, 73]], 5)
 
     def evaluated(trained, model):
         rows = local_rows(4, trained.mesh)

@@ -35,18 +35,18 @@ def evaluate(settings: dict[str, Any]) -> None:
     Args:
         settings: `run` (folder), `data` (nanoGPT's prepared folder), `length` of the windows.
     """
-    import maxlm
     from maxlm.data.rows import InMemoryTokens
     from maxlm.data.windows import eval_batches
     from maxlm.evaluate.perplexity import evaluate as evaluate_batches
     from maxlm.evaluate.perplexity import make_eval_step
     from maxlm.parallel.placement import local_rows, place_batch
+    from maxlm.train.loading import load
 
     with open(os.path.join(settings["data"], "meta.pkl"), "rb") as file:
         characters = pickle.load(file)["itos"]
     ids = np.fromfile(os.path.join(settings["data"], "val.bin"), np.uint16)
     text = "".join(characters[int(i)] for i in ids)
-    trained = maxlm.load(settings["run"])
+    trained = load(settings["run"])
     tokens = np.array(trained.tokenizer.encode(text), np.int32)
     assert len(tokens) == len(ids), "a character is not one token: the losses would not compare"
     rows = local_rows(64, trained.mesh)

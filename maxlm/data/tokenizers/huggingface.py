@@ -68,6 +68,14 @@ class HuggingFaceTokenizer:
             require_unicode([text])
             raise
 
+    def encode_markup(self, text: str) -> list[int]:
+        """Like `encode`, but a special's name stands for the special: for text that a template made."""
+        self._pipeline.encode_special_tokens = False
+        try:
+            return self.encode(text)
+        finally:
+            self._pipeline.encode_special_tokens = True
+
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[np.ndarray]:
         """Ids of each text, as int32 arrays.
 

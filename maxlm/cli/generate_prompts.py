@@ -1,0 +1,97 @@
+"""`maxlm generate --prompt`: texts continued on the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+
+from maxlm.generate.beam import BeamOptions
+from maxlm.generate.completions import Completion, Completions
+from maxlm.generate.language_model import LanguageModel
+from maxlm.generate.request import Finish
+from maxlm.generate.sampling import SamplingOptions
+from maxlm.parallel.agreement import process_index
+
+RULE = "—" * 8 + "\n"
+
+
+def continue_prompts(
+    model: LanguageModel, arguments: argparse.Namespace, options: SamplingOptions
+) -> None:
+    """Print continuations; of one prompt as they are made."""
+    # On several processes all draw the same, and the first one writes it.
+    first = process_index() == 0
+    ways = _searched if arguments.beams is not None else _pieces
+    for text in ways(model, arguments, options):
+        if first:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+def speed(tokens: int, seconds: float) -> str:
+    """How fast tokens were made, in words."""
+    return f"{tokens:,} tokens in {seconds:.2f} s: {tokens / max(seconds, 1e-9):,.1f} tokens/s"
+
+
+def tell(text: str) -> None:
+    """A line on standard error, from the first process."""
+    if process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _pieces(
+    model: LanguageModel, arguments: argparse.Namespace, options: SamplingOptions
+) -> Iterator[str]:
+    prompts = arguments.prompt
+    completions = Completions(model.engine, model.tokenizer)
+    for index, prompt in enumerate(prompts):
+        request = model.request(prompt, arguments.max_tokens, options)
+        completions.add(index, request, arguments.stop, slide=arguments.slide)
+    start, answers = time.perf_counter(), {}
+    if len(prompts) == 1:
+        yield prompts[0]
+    for piece in completions.pieces():
+        answers[piece.index] = piece.answer
+        if len(prompts) == 1:
+            yield piece.text
+    seconds = time.perf_counter() - start
+    if len(prompts) == 1:
+        yield "\n"
+    else:
+        for index, prompt in enumerate(prompts):
+            yield f"{prompt}{answers[index].text}\n{RULE}"
+    if options.logprobs is not None:
+        for index in range(len(prompts)):
+            yield from _table(model, answers[index])
+    if any(answer.finish is Finish.CONTEXT for answer in answers.values()):
+        tell(
+            f"the context of {model.context_length:,} tokens was full: the answer ends there "
+            "(--slide goes on from its newer half)"
+        )
+    tell(speed(sum(len(answer.tokens) for answer in answers.values()), seconds))
+
+
+def _searched(
+    model: LanguageModel, arguments: argparse.Namespace, options: SamplingOptions
+) -> Iterator[str]:
+    beam = BeamOptions(arguments.beams, arguments.length_penalty)
+    for prompt in arguments.prompt:
+        for hypothesis in model.beams(
+            prompt,
+            max_tokens=arguments.max_tokens,
+            beams=beam.beams,
+            length_penalty=beam.length_penalty,
+        ):
+            text = model.tokenizer.decode(hypothesis.tokens)
+            yield f"{hypothesis.score:9.4f}  {prompt}{text}\n"
+
+
+def _table(model: LanguageModel, answer: Completion) -> Iterator[str]:
+    """Log-probabilities, a line a token."""
+    write = model.tokenizer.token_text
+    rows = zip(answer.tokens, answer.logprobs, answer.alternatives, strict=True)
+    for token, logprob, alternatives in rows:
+        others = "  ".join(f"{write(other)!r} {value:.3f}" for other, value in alternatives)
+        yield f"{logprob:9.4f}  {write(token)!r:16}  {others}".rstrip() + "\n"

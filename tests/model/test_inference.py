@@ -1,0 +1,62 @@
+"""The weights as generation reads them are the same model."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maxlm.kernels.linear import linear, linear_output_major
+from maxlm.model.definition import define
+from maxlm.model.inference import for_inference
+from tests.generate.models import VARIANTS, VOCAB, model_of
+from tests.interop.tiny import batch_of, logits_of
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_same_logits_layer_by_layer(variant):
+    model, params = model_of(variant)
+    served, taken = for_inference(model, params)
+    assert set(taken) == set(served.parameters | served.variables)
+    for name, info in (served.parameters | served.variables).items():
+        assert taken[name].shape == info.shape, name
+    tokens = np.random.default_rng(1).integers(0, VOCAB, (2, 24))
+    np.testing.assert_allclose(
+        logits_of(served, taken, batch_of(tokens)),
+        logits_of(model, params, batch_of(tokens)),
+        atol=2e-5,
+    )
+
+
+def test_matrices_are_in_the_compute_dtype_and_what_is_read_in_float32_is_not():
+    model, params = model_of("experts")
+    model = define(model.config, replace(model.execution, compute_dtype=jnp.bfloat16))
+    _, taken = for_inference(model, params)
+    narrow = {name for name, array in taken.items() if array.dtype == jnp.bfloat16}
+    assert narrow == {
+        name
+        for name in taken
+        if name == "embedding" or (name.endswith("kernel") and "router" not in name)
+    }
+
+
+def test_where_nothing_changes_nothing_is_copied():
+    model, params = model_of("learned positions")
+    _, taken = for_inference(model, params)
+    kept = [name for name in params if not name.startswith("segments.")]
+    assert kept and all(taken[name] is params[name] for name in kept)
+
+
+@pytest.mark.parametrize(("shape", "contracted"), [((6, 4, 5), 1), ((2, 3, 7), 2)])
+def test_a_linear_map_kept_the_other_way_round(shape, contracted):
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=shape).astype(np.float32)
+    x = rng.normal(size=(3, 2, *shape[:contracted])).astype(np.float32)
+    other = np.moveaxis(kernel, range(contracted), range(-contracted, 0))
+    np.testing.assert_allclose(
+        jax.jit(linear_output_major, static_argnums=2)(x, other, contracted),
+        linear(x, kernel, contracted),
+        rtol=1e-5,
+        atol=1e-5,
+    )
