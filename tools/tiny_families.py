@@ -123,6 +123,45 @@ TINY: dict[str, dict[str, Any]] = {
     "phi4": _named(
         "Phi3ForCausalLM", "phi3", hidden_size=64, partial_rotary_factor=0.75, sliding_window=None
     ),
+    "phi3_128k": _named(
+        "Phi3ForCausalLM",
+        "phi3",
+        # So short that transformers takes the long factors for every text in the tests.
+        original_max_position_embeddings=2,
+        rope_scaling={
+            "type": "longrope",
+            # By the lengths it would be 32: attention so sharp that transformers' float32 is 1e-4 off
+            # its own float64.
+            "factor": 2.0,
+            "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+            "long_factor": [1.0, 1.5, 2.5, 4.0, 9.0, 20.0],
+        },
+    ),
+    "phi4_mini": _named(
+        "Phi3ForCausalLM",
+        "phi3",
+        hidden_size=64,
+        partial_rotary_factor=0.75,
+        tie_word_embeddings=True,
+        original_max_position_embeddings=64,  # all that it takes: the short factors
+        rope_scaling={
+            "type": "longrope",
+            "short_factor": [1.0, 1.2, 1.7, 2.9, 5.0, 8.0],
+            "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            "attention_factor": 1.2,
+        },
+    ),
+    "smollm3": _named(
+        "SmolLM3ForCausalLM",
+        "smollm3",
+        num_hidden_layers=5,
+        no_rope_layers=[1, 1, 0, 1, 1],
+        use_sliding_window=True,
+        sliding_window=7,
+        tie_word_embeddings=True,
+        attention_bias=True,
+        mlp_bias=True,
+    ),
     "mixtral": _named("MixtralForCausalLM", "mixtral", num_local_experts=6, num_experts_per_tok=2),
     "qwen3_moe": _named(
         "Qwen3MoeForCausalLM",

@@ -38,6 +38,7 @@ class RopeScalingKind(StrEnum):
     LINEAR = "linear"
     LLAMA3 = "llama3"
     YARN = "yarn"
+    LONGROPE = "longrope"
 
 
 class QKNormWidth(StrEnum):

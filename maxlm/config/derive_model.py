@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from maxlm.config.choices import MLPKind, PositionKind
+from maxlm.config.choices import MLPKind, PositionKind, RopeScalingKind
 from maxlm.config.schema import DataConfig, ModelConfig, RunConfig
 from maxlm.errors import ConfigError
 
@@ -91,6 +91,12 @@ def model_values(model: ModelConfig, vocab_size: int, length: int) -> list[Deriv
     if model.num_experts and model.expert_mlp_dim is None:
         hidden = model.mlp_dim or next(d.value for d in found if d.key == "mlp_dim")
         found.append(Derived("expert_mlp_dim", hidden, "mlp_dim"))
+    longrope = model.rope_scaling.kind is RopeScalingKind.LONGROPE
+    if longrope and model.rope_context is None:
+        original = model.rope_scaling.original_length or 0
+        which = "long" if length > original else "short"
+        rule = f"the longest example of the run: {which} factors, original_length is {original}"
+        found.append(Derived("rope_context", length, rule))
     if model.max_length is None:
         found.append(Derived("max_length", length, "the longest example of the run"))
     return found

@@ -71,6 +71,16 @@ class ModelConfig(Section):
         description="Share of a head's width that is rotated, its first dims (Phi-4-mini: 0.75).",
     )
     rope_scaling: RopeScaling = RopeScaling()
+    rope_context: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens of context by which longrope takes its short or its long factors, for all rows alike; derived: the longest example of the run.",
+    )
+    rope_pattern: list[bool] = Field(
+        [True],
+        min_length=1,
+        description="Repeating pattern of layers with RoPE (true) and without positions (false), first layer first (SmolLM3: three with, one without).",
+    )
     max_length: int | None = Field(
         None, ge=1, description="Longest sequence of learned positions; derived: the data's length."
     )

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from maxlm.config.choices import AttentionSpan, PositionKind
 from maxlm.config.derive_model import resolve_model
-from maxlm.config.schema import ModelConfig
+from maxlm.config.expert_layers import layers_of
+from maxlm.config.schema import ModelConfig, Section
 from maxlm.errors import ConfigError, did_you_mean
 from maxlm.interop.family import Family
 
@@ -61,13 +62,14 @@ _UNCOUNTED = frozenset(
         "cache_implementation",
         "_attn_implementation",
         "attn_implementation",
-        "original_max_position_embeddings",
         "unsloth_version",
     ]
 )
-# Options that a config.json does not say, and that change nothing which is computed from tokens.
-_OF_TRAINING = frozenset(
+# Options that a config.json does not say: they change nothing which is computed from tokens, or
+# transformers decides by itself (between the factors of longrope by the length of a text).
+_NOT_SAID = frozenset(
     [
+        "rope_context",
         "init_std",
         "matrix_init",
         "projection_init",
@@ -156,18 +158,19 @@ def _written(family: Family, model: ModelConfig) -> dict[str, Any]:
 def _said(model: ModelConfig) -> dict[str, Any]:
     """The options that decide what is computed, those without effect left out of account."""
     fields = {name: getattr(model, name) for name in ModelConfig.model_fields}
-    for name in _OF_TRAINING:
+    for name in _NOT_SAID:
         del fields[name]
     defaults = {name: field.default for name, field in ModelConfig.model_fields.items()}
     pattern = model.attention_pattern
     spans = [pattern[layer % len(pattern)] for layer in range(model.num_layers)]
     fields["attention_pattern"] = spans
+    fields["rope_pattern"] = [layer.has_rope for layer in layers_of(model)]
     local = AttentionSpan.LOCAL in spans
     idle: list[str] = []
     if not local:
         idle += ["attention_window", "rope_local_theta"]
     if model.positions is not PositionKind.ROPE:
-        idle += ["rope_theta", "rope_scaling", "rope_fraction", "rope_local_theta"]
+        idle += ["rope_theta", "rope_scaling", "rope_fraction", "rope_local_theta", "rope_pattern"]
     if not model.qk_norm:
         idle += ["qk_norm_width"]
     if model.num_experts is None:
@@ -186,6 +189,8 @@ def _said(model: ModelConfig) -> dict[str, Any]:
 
 
 def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Section) and isinstance(b, Section):
+        return all(_equal(getattr(a, name), getattr(b, name)) for name in type(a).model_fields)
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=1e-12)
     return a == b

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.choices import ContextAttention
+from maxlm.config.expert_layers import Layer
 from maxlm.config.schema import AttentionSpan, BiasKind, ModelConfig, QKNormWidth
 from maxlm.kernels.attention.attend import AttentionSettings, attention
 from maxlm.kernels.attention.reference import reference_attention
@@ -83,7 +84,7 @@ class Attention(nnx.Module):
     def __init__(
         self,
         config: ModelConfig,
-        span: AttentionSpan,
+        layer: Layer,
         rngs: nnx.Rngs,
         *,
         init: Initializer,
@@ -94,7 +95,9 @@ class Attention(nnx.Module):
         embed = config.embed_dim
         assert kv_heads and width
         qkv_bias = config.attention_bias in (BiasKind.QKV, BiasKind.ALL)
-        self.window = config.attention_window if span is AttentionSpan.LOCAL else None
+        is_local = layer.span is AttentionSpan.LOCAL
+        self.window = config.attention_window if is_local else None
+        self.has_rope = layer.has_rope
         self.logit_cap = config.attention_logit_cap
 
         def project(count: int, axis: str) -> Projection:
@@ -139,24 +142,7 @@ class Attention(nnx.Module):
         Returns:
             The sublayer's output `[B, T, D]` and the cache with the current tokens written.
         """
-        query = constrain(self.query(x), "batch", "length", "heads", "head_dim")
-        key = constrain(self.key(x), "batch", "length", "kv_heads", "head_dim")
-        value = constrain(self.value(x), "batch", "length", "kv_heads", "head_dim")
-        # Named for the policies of rematerialization.py: as the kernel reads them, or where a norm
-        # follows, whose gradient needs its input, before it.
-        value = checkpoint_name(value, "value")
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
-            query, key = self._normed(self.query_norm, query), self._normed(self.key_norm, key)
-        rope = context.rope
-        if self.window is not None and context.local_rope is not None:
-            rope = context.local_rope
-        if rope is not None:
-            query, key = apply_rope(query, *rope), apply_rope(key, *rope)
-        if self.query_factor is not None:
-            query = query * jnp.asarray(self.query_factor, query.dtype)
-        if self.query_norm is None:
-            query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
+        query, key, value = self._projected(x, context)
         features: dict[str, Any] = {"window": self.window, "logit_cap": self.logit_cap}
         segments = context.segment_ids
         if cache is None:
@@ -183,6 +169,33 @@ class Attention(nnx.Module):
                 **features,
             )
         return self.output(constrain(out, "batch", "length", "heads", "head_dim")), cache
+
+    def _projected(self, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries `[B, T, H, C]`, keys and values `[B, T, K, C]` as the kernels take them."""
+        query = constrain(self.query(x), "batch", "length", "heads", "head_dim")
+        key = constrain(self.key(x), "batch", "length", "kv_heads", "head_dim")
+        value = constrain(self.value(x), "batch", "length", "kv_heads", "head_dim")
+        # Named for the policies of rematerialization.py: as the kernel reads them, or where a norm
+        # follows, whose gradient needs its input, before it.
+        value = checkpoint_name(value, "value")
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
+            query, key = self._normed(self.query_norm, query), self._normed(self.key_norm, key)
+        rope = self._rope(context)
+        if rope is not None:
+            query, key = apply_rope(query, *rope), apply_rope(key, *rope)
+        if self.query_factor is not None:
+            query = query * jnp.asarray(self.query_factor, query.dtype)
+        if self.query_norm is None:
+            query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
+        return query, key, value
+
+    def _rope(self, context: Context) -> Angles | None:
+        """The rotations of this layer; None where it has no positions."""
+        if not self.has_rope:
+            return None
+        is_own = self.window is not None and context.local_rope is not None
+        return context.local_rope if is_own else context.rope
 
     def _normed(self, norm: Norm, x: jax.Array) -> jax.Array:
         """Norm of heads `x [B, T, H, C]`, each by itself or all together."""

@@ -38,7 +38,7 @@ class Block(nnx.Module):
         output_std = 0.0 if zero else config.init_std / (2 * config.num_layers) ** 0.5
         output_init = normal(output_std)
         self.attention = Attention(
-            config, layer.span, rngs, init=init, output_init=output_init, dtype=dtype
+            config, layer, rngs, init=init, output_init=output_init, dtype=dtype
         )
         inits: dict[str, Any] = {"init": init, "output_init": output_init, "dtype": dtype}
         self.mlp = (

@@ -313,7 +313,7 @@ def segment_plan(config: ModelConfig) -> list[tuple[tuple[Layer, ...], int]]:
     Each of the two is repeats of its pattern and a remainder that does not fill one.
     """
     layers = layers_of(config)
-    attention = len(config.attention_pattern)
+    attention = math.lcm(len(config.attention_pattern), len(config.rope_pattern))
     if config.num_experts is None:
         return _periodic(layers, attention)
     first, rest = layers[: config.dense_layers], layers[config.dense_layers :]

@@ -94,6 +94,8 @@ VARIANTS = [
     {"mlp": "plain", "mlp_bias": True, "attention_bias": "qkv"},
     {"positions": "learned", "max_length": 32, "attention_bias": "all", "mlp_bias": True},
     {"attention_pattern": ["local", "global"], "attention_window": 8},
+    {"rope_pattern": [True, True, False], "attention_pattern": ["local", "global"]}
+    | {"attention_window": 8},
     {"num_experts": 4, "expert_mlp_dim": 40},
     {
         "num_experts": 6,

@@ -14,7 +14,8 @@ from maxlm.interop.families.llama import (
     usual,
 )
 from maxlm.interop.family import Family, Rule
-from maxlm.interop.position_settings import Rope, Window
+from maxlm.interop.position_settings import Window
+from maxlm.interop.rope_settings import Rope
 from maxlm.interop.settings import BIASES, Chosen, Derived, Fixed, HeadDim, Same
 from maxlm.interop.transforms import Matrix
 
