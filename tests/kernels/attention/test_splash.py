@@ -17,7 +17,13 @@ from maxlm.kernels.attention.splash import block_size, splash_attention
 from maxlm.parallel.axes import partition_spec
 from maxlm.parallel.mesh import make_mesh
 from maxlm.plan.topology import parse_topology
-from tests.kernels.attention.packed import FEATURES, assert_equal_with_gradients, packed_batch
+from tests.kernels.attention.packed import (
+    FEATURES,
+    assert_equal_with_gradients,
+    packed_batch,
+    with_sinks,
+    with_values_of,
+)
 
 interpreted = partial(splash_attention, interpret=True)
 
@@ -27,6 +33,13 @@ def test_equals_the_reference_on_packed_rows(kv_heads, window, cap):
     batch = packed_batch(kv_heads=kv_heads)
     function = partial(interpreted, window=window, logit_cap=cap)
     assert_equal_with_gradients(function, batch, window=window, logit_cap=cap)
+
+
+@pytest.mark.parametrize(("width", "values"), [(64, 64), (192, 128), (64, 192)])
+def test_sinks_and_values_of_another_width_equal_the_reference(width, values):
+    batch = with_sinks(with_values_of(packed_batch(width=width), values))
+    function = partial(interpreted, window=30)
+    assert_equal_with_gradients(function, batch, window=30)
 
 
 def test_several_blocks_equal_the_reference_in_bfloat16():
@@ -42,10 +55,13 @@ def test_on_a_mesh_each_device_runs_it_on_its_rows_and_heads(monkeypatch):
     batch = packed_batch(rows=[[70, 186], [256], [1, 255], [100, 100]])
     with jax.set_mesh(make_mesh(ParallelConfig(fsdp=2, expert=2, tensor=2))):
 
-        def sharded(query, key, value, segments):
-            return attention(query, key, value, segment_ids=segments, settings=settings)
+        def sharded(query, key, value, segments, sinks=None):
+            return attention(
+                query, key, value, segment_ids=segments, sinks=sinks, settings=settings
+            )
 
         assert_equal_with_gradients(sharded, batch)
+        assert_equal_with_gradients(sharded, with_sinks(batch))
 
 
 def test_blocks_follow_length_window_and_width():
