@@ -163,6 +163,24 @@ TINY: dict[str, dict[str, Any]] = {
         mlp_bias=True,
     ),
     "mixtral": _named("MixtralForCausalLM", "mixtral", num_local_experts=6, num_experts_per_tok=2),
+    "gpt_oss": _named(
+        "GptOssForCausalLM",
+        "gpt_oss",
+        head_dim=16,
+        num_local_experts=6,
+        num_experts_per_tok=2,
+        sliding_window=7,
+        swiglu_limit=1.5,  # small enough to clamp what these weights give
+        rope_theta=1000.0,  # so that the range of indices is not the truncated one
+        rope_scaling={
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+        },
+    ),
     "qwen3_moe": _named(
         "Qwen3MoeForCausalLM",
         "qwen3_moe",
@@ -197,14 +215,14 @@ def drawn_tensor(name: str, shape: tuple[int, ...], *, offset_norms: bool) -> np
     if "norm" in name or "ln_" in name:
         centre = 0.0 if offset_norms or name.endswith("bias") else 1.0
         values = centre + 0.4 * values
-    elif name.endswith("bias"):
+    elif name.endswith(("bias", "sinks")):
         values = 0.4 * values
     elif any(part in name for part in ("embed", "wte", "lm_head")):
         values = 3 * values / shape[1] ** 0.5
     elif "wpe" in name:
         values = 0.4 * values
-    else:  # a map of as many inputs as its smaller side, near enough
-        values = 1.5 * values / min(shape) ** 0.5
+    else:  # a map of as many inputs as its smaller side, near enough; before it there may be experts
+        values = 1.5 * values / min(shape[-2:]) ** 0.5
     return values.astype(np.float32)
 
 

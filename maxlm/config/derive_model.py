@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from maxlm.config.choices import MLPKind, PositionKind, RopeScalingKind
+from maxlm.config.choices import PositionKind, RopeScalingKind
 from maxlm.config.schema import DataConfig, ModelConfig, RunConfig
 from maxlm.errors import ConfigError
 
@@ -82,7 +82,7 @@ def model_values(model: ModelConfig, vocab_size: int, length: int) -> list[Deriv
     if model.head_dim is None:
         rule = f"embed_dim {model.embed_dim} / num_heads {model.num_heads}"
         found.append(Derived("head_dim", model.embed_dim // model.num_heads, rule))
-    if model.mlp_dim is None and model.mlp is MLPKind.GATED:
+    if model.mlp_dim is None and model.mlp.is_gated:
         value = math.ceil(8 * model.embed_dim / 3 / 64) * 64
         rule = "8/3 × embed_dim up to a multiple of 64: the parameters of a plain MLP of 4 × "
         found.append(Derived("mlp_dim", value, rule + "embed_dim (arXiv:2002.05202)"))

@@ -42,10 +42,17 @@ class ModelConfig(Section):
         description="Hidden width of the MLP; derived: 4 × embed_dim plain, 8/3 × embed_dim up to a multiple of 64 gated.",
     )
     mlp: MLPKind = Field(
-        MLPKind.GATED, description="gated (SwiGLU and kin: gate × up) or plain (one up projection)."
+        MLPKind.GATED,
+        description="gated (SwiGLU and kin: gate × up), gated_shifted (gate × (up + 1), gpt-oss) or plain (one up projection).",
     )
     activation: Activation = Field(
-        Activation.SILU, description="silu, gelu (exact), gelu_tanh, relu or relu2 (squared ReLU)."
+        Activation.SILU,
+        description="silu, gelu (exact), gelu_tanh, quick_gelu (x × sigmoid(1.702 x)), relu or relu2 (squared ReLU).",
+    )
+    mlp_limit: float | None = Field(
+        None,
+        gt=0,
+        description="The gate is clamped to at most this, the up projection to within it on both sides (gpt-oss: 7).",
     )
     norm: NormKind = Field(NormKind.RMS, description="rms or layer.")
     norm_placement: NormPlacement = Field(
@@ -111,6 +118,10 @@ class ModelConfig(Section):
     output_logit_cap: float | None = Field(
         None, gt=0, description="Soft cap of output logits (Gemma 2: 30)."
     )
+    attention_sinks: bool = Field(
+        False,
+        description="A learned logit of each head in the softmax's denominator, to which attention can go for nothing (gpt-oss).",
+    )
     attention_bias: BiasKind = Field(
         BiasKind.NONE, description="Biases of attention: none, qkv (Qwen2) or all (GPT-2)."
     )
@@ -158,6 +169,19 @@ class ModelConfig(Section):
     router_scoring: RouterScoring = Field(
         RouterScoring.SOFTMAX,
         description="Scores of the router: softmax over experts, or sigmoid of each (DeepSeek-V3).",
+    )
+    router_logit_bias: bool = Field(
+        False, description="A learned bias on the router's logits (gpt-oss)."
+    )
+    router_groups: int = Field(
+        1,
+        ge=1,
+        description="Groups of experts, of which a token visits router_groups_per_token (DeepSeek-V3: 8).",
+    )
+    router_groups_per_token: int = Field(
+        1,
+        ge=1,
+        description="The groups with the best expert, or with sigmoid the best two, are a token's (DeepSeek-V3: 4).",
     )
     router_normalize: bool = Field(
         True, description="Whether the scores of a token's experts are scaled to sum to 1."

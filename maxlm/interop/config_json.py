@@ -65,6 +65,11 @@ _UNCOUNTED = frozenset(
         "unsloth_version",
     ]
 )
+# By quant_method, how transformers is told to write weights out in full.
+_DEQUANTIZED = {
+    "mxfp4": ", quantization_config=Mxfp4Config(dequantize=True)",
+    "fp8": ", quantization_config=FineGrainedFP8Config(dequantize=True)",
+}
 # Options that a config.json does not say: they change nothing which is computed from tokens, or
 # transformers decides by itself (between the factors of longrope by the length of a text).
 _NOT_SAID = frozenset(
@@ -94,6 +99,8 @@ def read_model(
     Raises:
         ConfigError: naming the key that is missing, wrong, or that nothing here knows.
     """
+    if theirs.get("quantization_config") and "quantization_config" not in set(ignored):
+        raise ConfigError(_quantized(theirs["quantization_config"]))
     fields = dict(family.fixed)
     for setting in family.settings:
         fields.update(setting.read(theirs))
@@ -145,6 +152,18 @@ def unsaid(family: Family, model: ModelConfig) -> list[str]:
     return lost
 
 
+def _quantized(theirs: Any) -> str:
+    """What to do about weights that are quantised."""
+    method = theirs.get("quant_method") if isinstance(theirs, dict) else None
+    how = _DEQUANTIZED.get(str(method), "")
+    return (
+        f"quantization_config: {method or theirs!r} is not supported: weights are read in bfloat16, "
+        "float16 or float32. Write them so with transformers, where there is memory for them: "
+        f'AutoModelForCausalLM.from_pretrained(PATH, dtype="bfloat16"{how}).save_pretrained(FOLDER), '
+        "and import FOLDER"
+    )
+
+
 def _written(family: Family, model: ModelConfig) -> dict[str, Any]:
     keys: dict[str, Any] = {
         "architectures": [family.architecture],
@@ -176,7 +195,8 @@ def _said(model: ModelConfig) -> dict[str, Any]:
     if model.num_experts is None:
         idle += ["experts_per_token", "expert_mlp_dim", "shared_experts", "dense_layers"]
         idle += ["expert_every", "router_scoring", "router_normalize", "router_scale"]
-        idle += ["router_bias_rate"]
+        idle += ["router_bias_rate", "router_logit_bias", "router_groups"]
+        idle += ["router_groups_per_token"]
     elif model.expert_every == 1 and model.dense_layers == 0:
         idle += ["mlp_dim"]
     fields |= {name: defaults[name] for name in idle}

@@ -10,6 +10,7 @@ from maxlm.errors import ConfigError, did_you_mean
 from maxlm.interop.config_json import read_model, unsaid, write_model
 from maxlm.interop.families.gemma import GEMMA2, GEMMA3
 from maxlm.interop.families.gpt2 import GPT2
+from maxlm.interop.families.gpt_oss import GPT_OSS
 from maxlm.interop.families.llama import LLAMA, MISTRAL, OLMO2, PHI3, QWEN2, QWEN3, SMOLLM3
 from maxlm.interop.families.mixtures import MIXTRAL, QWEN3_MOE
 from maxlm.interop.family import Family
@@ -30,6 +31,7 @@ FAMILIES: dict[str, Family] = {
         MIXTRAL,
         QWEN3_MOE,
         SMOLLM3,
+        GPT_OSS,
     )
 }
 

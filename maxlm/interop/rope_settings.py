@@ -56,12 +56,15 @@ class Rope:
             the model takes.
         partial: whether transformers turns a share of a head in this family; elsewhere its code takes
             whole heads alone.
+        required: config.json must say the scaling, even that there is none: without a word, transformers
+            stretches (gpt-oss).
     """
 
     theta: float = 10_000.0
     local_theta: float | None = None
     original: int | None = None
     partial: bool = False
+    required: bool = False
     keys: tuple[str, ...] = (
         "rope_theta",
         "rope_scaling",
@@ -74,6 +77,8 @@ class Rope:
     def read(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
         """`rope_theta`, `rope_scaling`, `rope_fraction`, `rope_local_theta`."""
         given, local, key = _parameters(theirs)
+        if self.required and not given:
+            raise ConfigError("rope_scaling: is missing")
         theta = given.pop("rope_theta", None) or theirs.get("rope_theta") or self.theta
         fraction = given.pop("partial_rotary_factor", None) or theirs.get("partial_rotary_factor")
         if fraction and fraction != 1 and not self.partial:
@@ -99,7 +104,7 @@ class Rope:
             keys["rope_local_base_freq"] = model.rope_local_theta or model.rope_theta
         scaling = model.rope_scaling
         if scaling.kind is RopeScalingKind.NONE:
-            return keys
+            return keys | ({"rope_scaling": {"rope_type": "default"}} if self.required else {})
         numbers = {n: getattr(scaling, f) for n, f in _NUMBERS[scaling.kind].items()}
         given = {name: number for name, number in numbers.items() if number is not None}
         if given.get("truncate"):

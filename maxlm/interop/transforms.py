@@ -74,6 +74,24 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Alternating:
+    """Several of ours in turns along the last dim of theirs: the first element of each, the second …"""
+
+    def shape(self, ours: Sequence[Piece]) -> Shape:
+        """Ours, the last dim so many times as long."""
+        *outer, last = ours[0].shape
+        return (*outer, last * len(ours))
+
+    def to_ours(self, theirs: np.ndarray, ours: Sequence[Piece]) -> list[np.ndarray]:
+        """Every so many-th."""
+        return [theirs[..., i :: len(ours)] for i in range(len(ours))]
+
+    def to_theirs(self, arrays: Sequence[np.ndarray], ours: Sequence[Piece]) -> np.ndarray:
+        """In turns."""
+        return np.stack(arrays, axis=-1).reshape(self.shape(ours))
+
+
+@dataclass(frozen=True)
 class Vector:
     """Norm scales and biases: heads are flat in theirs; several of ours lie one after the other.
 

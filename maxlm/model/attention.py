@@ -133,6 +133,11 @@ class Attention(nnx.Module):
             return Norm(config, size, rngs, dtype) if config.qk_norm else None
 
         self.query_norm, self.key_norm = head_norm(heads), head_norm(kv_heads)
+        self.sinks = (
+            declare(rngs, (heads,), axes=("heads",), kind=Kind.VECTOR, init=zeros, dtype=dtype)
+            if config.attention_sinks
+            else None
+        )
 
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None = None
@@ -144,6 +149,7 @@ class Attention(nnx.Module):
         """
         query, key, value = self._projected(x, context)
         features: dict[str, Any] = {"window": self.window, "logit_cap": self.logit_cap}
+        features["sinks"] = None if self.sinks is None else self.sinks[...]
         segments = context.segment_ids
         if cache is None:
             features["settings"] = context.settings

@@ -50,6 +50,7 @@ def attention_choices(
             dtype=jnp.dtype(execution.compute_dtype).name,
             window=config.attention_window if span is AttentionSpan.LOCAL else None,
             logit_cap=config.attention_logit_cap,
+            sinks=config.attention_sinks,
         )
         choices[span.value] = str(choose(call, hardware, execution.attention))
     return choices

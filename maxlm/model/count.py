@@ -10,7 +10,6 @@ from maxlm.config.expert_layers import layers_with_experts
 from maxlm.config.schema import (
     AttentionSpan,
     BiasKind,
-    MLPKind,
     ModelConfig,
     NormKind,
     NormPlacement,
@@ -94,6 +93,7 @@ def _blocks(model: ModelConfig) -> int:
             assert model.num_experts and model.expert_mlp_dim
             total += _experts_matmul(model, model.num_experts + model.shared_experts)
             total += model.num_experts * _mlp_biases(model, model.expert_mlp_dim)
+            total += model.num_experts if model.router_logit_bias else 0
             if model.shared_experts:
                 total += _mlp_biases(model, model.shared_experts * model.expert_mlp_dim)
         else:
@@ -121,11 +121,11 @@ def _experts_matmul(model: ModelConfig, count: int) -> int:
 
 
 def _projections(model: ModelConfig) -> int:
-    return 3 if model.mlp is MLPKind.GATED else 2
+    return 3 if model.mlp.is_gated else 2
 
 
 def _attention_and_norm_vectors(model: ModelConfig) -> int:
-    """Biases of attention and the norms of a block."""
+    """Biases and sinks of attention and the norms of a block."""
     assert model.num_kv_heads and model.head_dim
     placements = 4 if model.norm_placement is NormPlacement.BOTH else 2
     total = placements * _norm(model, model.embed_dim)
@@ -133,6 +133,8 @@ def _attention_and_norm_vectors(model: ModelConfig) -> int:
         joint = model.qk_norm_width is QKNormWidth.PROJECTION
         heads = model.num_heads + model.num_kv_heads if joint else 2
         total += heads * _norm(model, model.head_dim)
+    if model.attention_sinks:
+        total += model.num_heads
     if model.attention_bias is not BiasKind.NONE:
         total += (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     if model.attention_bias is BiasKind.ALL:

@@ -89,6 +89,7 @@ def _kernel(job: Job, seen: int) -> AttentionKernel:
         dtype=precision.value,
         window=seen if seen < job.length else None,
         logit_cap=model.attention_logit_cap,
+        sinks=model.attention_sinks,
     )
     # Every GPU of the table is of Ampere or later, which cuDNN's attention takes.
     hardware = Hardware(job.chip.platform, job.chip.device_kind, compute_capability=9.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maxlm.config.choices import AttentionSpan, MLPKind, NormPlacement, Rematerialization
+from maxlm.config.choices import AttentionSpan, NormPlacement, Rematerialization
 from maxlm.config.expert_layers import Layer
 from maxlm.model.rematerialization import ATTENTION_NAMES, BLOCK_INPUT, MATMUL_NAMES
 from maxlm.plan.job import Job
@@ -155,7 +155,7 @@ def _mlp(
 ) -> tuple[list[Matmul], dict[str, float], float]:
     """Matmuls of the MLP or the experts, what they can keep, and elements of the hidden width."""
     model, tensor, embed = job.model, job.mesh["tensor"], job.model.embed_dim
-    gated = model.mlp is MLPKind.GATED
+    gated = model.mlp.is_gated
     if not layer.has_experts:
         assert model.mlp_dim
         width = model.mlp_dim / tensor

@@ -42,6 +42,8 @@ def test_published_presets_have_the_family_that_their_names_say(name):
     wanted = expected.get(stem) or known.get(stem) or known.get(stem.rstrip("0123456789"))
     if "a3b" in short:
         wanted = "qwen3_moe"
+    if short.startswith("gpt-oss"):
+        wanted = "gpt_oss"
     if short == "phi4-mini":  # Llama's code turns whole heads alone
         wanted = "phi3"
     assert family.name == wanted
@@ -115,6 +117,16 @@ def test_layers_without_positions_are_listed_or_every_so_many_th():
         read_model(family, bare | {"no_rope_layers": [1, 0]})
 
 
+def test_gpt_oss_says_that_there_is_no_stretch_where_transformers_would_else_stretch():
+    family = family_named("gpt_oss")
+    bare = {key: value for key, value in TINY["gpt_oss"].items() if key != "rope_scaling"}
+    with pytest.raises(ConfigError, match="rope_scaling: is missing"):
+        read_model(family, bare)
+    plain = read_model(family, bare | {"rope_scaling": {"rope_type": "default"}})
+    assert plain.rope_scaling.kind is RopeScalingKind.NONE
+    assert write_model(family, plain)["rope_scaling"] == {"rope_type": "default"}
+
+
 def test_a_pattern_is_the_shortest_that_gives_the_layers():
     full, local = AttentionSpan.GLOBAL, AttentionSpan.LOCAL
     assert shortest_pattern([local, full, local, full, local]) == [local, full]
@@ -136,6 +148,10 @@ def test_a_pattern_is_the_shortest_that_gives_the_layers():
         ({"rope_scaling": {"rope_type": "yarn", "scale": 2}}, r"rope_scaling\.scale: 2 is not"),
         ({"hidden_act": "silo"}, r"hidden_act: 'silo' is not supported \(did you mean 'silu'\?\)"),
         ({"quantization_config": {"bits": 4}}, "quantization_config: .* is not supported"),
+        (
+            {"quantization_config": {"quant_method": "mxfp4"}},
+            r"quantization_config: mxfp4 is not .* Mxfp4Config\(dequantize=True\)",
+        ),
         ({"num_hidden_layers": 0}, "num_hidden_layers: 0 does not fit"),
         ({"hidden_size": None}, "hidden_size: is missing"),
         ({"attention_multiplier": 0.1}, "attention_multiplier: 0.1 .* --ignore attention_mult"),

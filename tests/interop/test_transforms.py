@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from maxlm.interop.transforms import Matrix, Piece, Vector
+from maxlm.interop.transforms import Alternating, Matrix, Piece, Vector
 
 
 def test_a_linear_of_theirs_is_out_by_in_and_heads_are_flat():
@@ -32,6 +32,15 @@ def test_pairs_side_by_side_become_halves():
     (ours,) = pairs.to_ours(theirs, [piece])
     assert ours.ravel().tolist() == [10, 11, 20, 21]
     np.testing.assert_array_equal(pairs.to_theirs([ours], [piece]), theirs)
+
+
+def test_gate_and_up_lie_in_turns():
+    theirs = np.arange(12, dtype=np.float32).reshape(2, 1, 6)  # 2 experts, 1 → 2 × 3
+    pieces = [Piece((2, 1, 3), 0)] * 2
+    gate, up = Alternating().to_ours(theirs, pieces)
+    assert gate[0].ravel().tolist() == [0, 2, 4] and up[1].ravel().tolist() == [7, 9, 11]
+    assert Alternating().shape(pieces) == (2, 1, 6)
+    np.testing.assert_array_equal(Alternating().to_theirs([gate, up], pieces), theirs)
 
 
 def test_an_offset_comes_back_bitwise_after_one_import():

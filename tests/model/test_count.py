@@ -109,6 +109,14 @@ VARIANTS = [
     {
         "num_experts": 4,
         "expert_mlp_dim": 40,
+        "mlp": "gated_shifted",
+        "mlp_limit": 7.0,
+        "attention_sinks": True,
+        "router_logit_bias": True,
+    },
+    {
+        "num_experts": 4,
+        "expert_mlp_dim": 40,
         "expert_every": 2,
         "mlp": "plain",
         "attention_pattern": ["local", "local", "global"],
