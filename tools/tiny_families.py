@@ -42,6 +42,22 @@ _LLAMA3_SCALING = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
 }
+_YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+}
 _GEMMA = {
     **_SHAPE,
     "num_hidden_layers": 5,  # no multiple of the pattern: a remainder is left
@@ -163,6 +179,34 @@ TINY: dict[str, dict[str, Any]] = {
         mlp_bias=True,
     ),
     "mixtral": _named("MixtralForCausalLM", "mixtral", num_local_experts=6, num_experts_per_tok=2),
+    "deepseek_v2": _named(
+        "DeepseekV2ForCausalLM",
+        "deepseek_v2",
+        **_LATENT,
+        q_lora_rank=None,
+        n_routed_experts=6,
+        n_shared_experts=2,
+        num_experts_per_tok=2,
+        topk_method="group_limited_greedy",
+        n_group=3,
+        topk_group=2,
+        routed_scaling_factor=1.5,
+        rope_scaling=_YARN | {"mscale": 0.707, "mscale_all_dim": 0.707},
+    ),
+    "deepseek_v3": _named(
+        "DeepseekV3ForCausalLM",
+        "deepseek_v3",
+        **_LATENT,
+        q_lora_rank=20,
+        attention_bias=True,
+        n_routed_experts=8,
+        n_shared_experts=1,
+        num_experts_per_tok=3,
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=2.5,
+        rope_scaling=_YARN | {"mscale": 1.3, "mscale_all_dim": 0.6},
+    ),
     "gpt_oss": _named(
         "GptOssForCausalLM",
         "gpt_oss",
@@ -172,14 +216,7 @@ TINY: dict[str, dict[str, Any]] = {
         sliding_window=7,
         swiglu_limit=1.5,  # small enough to clamp what these weights give
         rope_theta=1000.0,  # so that the range of indices is not the truncated one
-        rope_scaling={
-            "rope_type": "yarn",
-            "factor": 4.0,
-            "original_max_position_embeddings": 16,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "truncate": False,
-        },
+        rope_scaling=_YARN | {"truncate": False},
     ),
     "qwen3_moe": _named(
         "Qwen3MoeForCausalLM",

@@ -50,16 +50,11 @@ def expert_problems(config: RunConfig) -> Found:
     yield from _group_problems(model, experts)
     shards = config.parallel.expert
     if shards > 1 and experts % shards:
-        fitting = [n for n in range(1, experts + 1) if experts % n == 0]
-        nearest = [
-            *[n for n in fitting if n < shards][-1:],
-            *[n for n in fitting if n > shards][:1],
-        ]
         yield (
             ("parallel", "expert"),
             f"{experts} experts (model.num_experts) do not divide over expert {shards} "
             f"({experts} = {shards} × {experts // shards} + {experts % shards}): nearest are "
-            f"{' and '.join(map(str, nearest))}",
+            f"{_nearest(experts, shards)}",
         )
 
 
@@ -89,13 +84,13 @@ def _group_problems(model: ModelConfig, experts: int) -> Found:
     """Groups that experts do not divide into, or in which a token finds too few experts."""
     groups, visited = model.router_groups, model.router_groups_per_token
     path = ("model", "router_groups")
+    if groups == visited == 1:
+        return
     if experts % groups:
-        nearest = [n for n in range(1, experts + 1) if experts % n == 0]
-        nearest = sorted(sorted(nearest, key=lambda n: abs(n - groups))[:2])
         yield (
             path,
             f"{experts} experts (model.num_experts) do not divide into {groups} groups: nearest are "
-            f"{' and '.join(map(str, nearest))}",
+            f"{_nearest(experts, groups)}",
         )
         return
     size = experts // groups
@@ -108,3 +103,10 @@ def _group_problems(model: ModelConfig, experts: int) -> Found:
         )
     if groups > 1 and size < 2 and model.router_scoring is RouterScoring.SIGMOID:
         yield path, f"a group of {size} expert has no best two, by which sigmoid scores choose it"
+
+
+def _nearest(experts: int, parts: int) -> str:
+    """The numbers of parts next to one that experts do not divide into."""
+    fitting = [n for n in range(1, experts + 1) if experts % n == 0]
+    below, above = ([n for n in fitting if n < parts], [n for n in fitting if n > parts])
+    return " and ".join(map(str, [*below[-1:], *above[:1]]))

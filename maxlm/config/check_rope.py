@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from maxlm.config.choices import AttentionSpan, PositionKind, RopeScalingKind
+from maxlm.config.head_widths import rotated_dim
 from maxlm.config.schema import ModelConfig, RopeScaling
 
 Found = Iterator[tuple[tuple[str, ...], str]]
@@ -44,7 +45,7 @@ def rope_problems(model: ModelConfig) -> Found:
             "leaves no layer with positions, but model.positions is rope: set model.positions to none",
         )
     head_dim = model.head_dim or model.embed_dim // model.num_heads
-    rotated = head_dim * model.rope_fraction
+    rotated = rotated_dim(model)
     if model.positions is PositionKind.ROPE and model.rope_fraction < 1 and rotated % 2:
         yield (
             ("model", "rope_fraction"),

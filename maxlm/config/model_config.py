@@ -36,6 +36,24 @@ class ModelConfig(Section):
     head_dim: int | None = Field(
         None, ge=1, description="Width of one head; derived: embed_dim / num_heads."
     )
+    value_head_dim: int | None = Field(
+        None, ge=1, description="Width of a value's head (DeepSeek-V3: 128); unset: head_dim."
+    )
+    kv_latent_dim: int | None = Field(
+        None,
+        ge=1,
+        description="Width of the latent from which keys and values come, in latent attention (DeepSeek-V3: 512); unset: none, they come from the residual stream.",
+    )
+    query_latent_dim: int | None = Field(
+        None,
+        ge=1,
+        description="Width of the latent from which queries come (DeepSeek-V3: 1536); unset: they come from the residual stream.",
+    )
+    latent_rope_dim: int | None = Field(
+        None,
+        ge=1,
+        description="Width of the rotated part of a head in latent attention, whose key all heads share; the rest of head_dim is not rotated (DeepSeek-V3: 64).",
+    )
     mlp_dim: int | None = Field(
         None,
         ge=1,

@@ -184,6 +184,10 @@ def _said(model: ModelConfig) -> dict[str, Any]:
     spans = [pattern[layer % len(pattern)] for layer in range(model.num_layers)]
     fields["attention_pattern"] = spans
     fields["rope_pattern"] = [layer.has_rope for layer in layers_of(model)]
+    # How fast biases move is training's; that there are some is not.
+    fields["router_bias_rate"] = model.router_bias_rate is not None
+    if model.value_head_dim == model.head_dim:
+        fields["value_head_dim"] = None
     local = AttentionSpan.LOCAL in spans
     idle: list[str] = []
     if not local:

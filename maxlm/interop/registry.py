@@ -8,6 +8,7 @@ from typing import Any
 from maxlm.config.schema import ModelConfig
 from maxlm.errors import ConfigError, did_you_mean
 from maxlm.interop.config_json import read_model, unsaid, write_model
+from maxlm.interop.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from maxlm.interop.families.gemma import GEMMA2, GEMMA3
 from maxlm.interop.families.gpt2 import GPT2
 from maxlm.interop.families.gpt_oss import GPT_OSS
@@ -32,6 +33,8 @@ FAMILIES: dict[str, Family] = {
         QWEN3_MOE,
         SMOLLM3,
         GPT_OSS,
+        DEEPSEEK_V2,
+        DEEPSEEK_V3,
     )
 }
 

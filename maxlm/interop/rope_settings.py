@@ -76,7 +76,7 @@ class Rope:
 
     def read(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
         """`rope_theta`, `rope_scaling`, `rope_fraction`, `rope_local_theta`."""
-        given, local, key = _parameters(theirs)
+        given, local, key = rope_parameters(theirs)
         if self.required and not given:
             raise ConfigError("rope_scaling: is missing")
         theta = given.pop("rope_theta", None) or theirs.get("rope_theta") or self.theta
@@ -162,7 +162,7 @@ def yarn_scale(factor: float, mscale: float = 1.0) -> float:
     return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
-def _parameters(theirs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str]:
+def rope_parameters(theirs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str]:
     """What is said of all layers, of local layers where they differ, and the key that says it."""
     given = dict(theirs.get("rope_parameters") or {})
     local: dict[str, Any] = {}

@@ -88,7 +88,9 @@ def _of_rule(
 ) -> Iterator[Tensor]:
     """The tensors of a rule in one layer: one, or one of each expert."""
     names = [prefix + name for name in rule.ours]
-    if names[0] not in shapes:
+    if names[0] not in shapes or (rule.beside and prefix + rule.beside not in shapes):
+        return
+    if rule.without and prefix + rule.without in shapes:
         return
     infos = [(model.parameters | model.variables)[name] for name in names]
     stacked = len(index)

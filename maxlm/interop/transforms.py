@@ -155,6 +155,44 @@ class Matrix:
         return np.ascontiguousarray(matrix.T if self.out_first else matrix)
 
 
+@dataclass(frozen=True)
+class HeadParts:
+    """A linear map, or its bias, whose every head in theirs has its part of each of ours in turn.
+
+    Ours without heads are parts of one.
+
+    Attributes:
+        rope_pairs: RoPE turns the last of ours, and theirs has its pairs of dims side by side.
+    """
+
+    rope_pairs: bool = False
+
+    def shape(self, ours: Sequence[Piece]) -> Shape:
+        """`[out, in]`, or of a bias `[out]`."""
+        out = sum(piece.out_size for piece in ours)
+        return (out, ours[0].in_size) if ours[0].inputs else (out,)
+
+    def to_ours(self, theirs: np.ndarray, ours: Sequence[Piece]) -> list[np.ndarray]:
+        """Transposed, cut within the heads, shaped."""
+        widths = [piece.shape[-1] for piece in ours]
+        heads = theirs.T.reshape(ours[0].in_size, -1, sum(widths))  # [in, H, parts of a head]
+        parts = np.split(heads, np.cumsum(widths)[:-1], axis=-1)
+        if self.rope_pairs:
+            parts[-1] = _halves(parts[-1])
+        return [part.reshape(p.shape) for part, p in zip(parts, ours, strict=True)]
+
+    def to_theirs(self, arrays: Sequence[np.ndarray], ours: Sequence[Piece]) -> np.ndarray:
+        """Joined within the heads, flat, transposed."""
+        parts = [
+            np.asarray(a).reshape(p.in_size, -1, p.shape[-1])
+            for a, p in zip(arrays, ours, strict=True)
+        ]
+        if self.rope_pairs:
+            parts[-1] = _pairs(parts[-1])
+        flat = np.concatenate(parts, axis=-1).reshape(ours[0].in_size, -1)
+        return np.ascontiguousarray(flat.T).reshape(self.shape(ours))
+
+
 def _halves(heads: np.ndarray) -> np.ndarray:
     """`[..., C]` of pairs (a0 b0 a1 b1 …) to halves (a0 a1 … b0 b1 …)."""
     pairs = heads.reshape(*heads.shape[:-1], -1, 2)

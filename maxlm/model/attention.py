@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.choices import ContextAttention
 from maxlm.config.expert_layers import Layer
+from maxlm.config.head_widths import value_dim
 from maxlm.config.schema import AttentionSpan, BiasKind, ModelConfig, QKNormWidth
 from maxlm.kernels.attention.attend import AttentionSettings, attention
 from maxlm.kernels.attention.reference import reference_attention
@@ -26,7 +27,7 @@ class Cache(NamedTuple):
     """Keys and values of the tokens before the current ones."""
 
     key: jax.Array  # [B, S, K, C]
-    value: jax.Array  # [B, S, K, C]
+    value: jax.Array  # [B, S, K, V]
 
 
 class Context(NamedTuple):
@@ -92,31 +93,17 @@ class Attention(nnx.Module):
         dtype: jnp.dtype,
     ):
         heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
-        embed = config.embed_dim
         assert kv_heads and width
-        qkv_bias = config.attention_bias in (BiasKind.QKV, BiasKind.ALL)
         is_local = layer.span is AttentionSpan.LOCAL
         self.window = config.attention_window if is_local else None
         self.has_rope = layer.has_rope
         self.logit_cap = config.attention_logit_cap
-
-        def project(count: int, axis: str) -> Projection:
-            return Projection(
-                rngs,
-                (embed, count, width),
-                axes=("embed", axis, "head_dim"),
-                inputs=1,
-                init=init,
-                bias=qkv_bias,
-                dtype=dtype,
-            )
-
-        self.query = project(heads, "heads")
-        self.key = project(kv_heads, "kv_heads")
-        self.value = project(kv_heads, "kv_heads")
+        # What a cache holds of a token, [K, C] and [K, V].
+        self.key_shape, self.value_shape = (kv_heads, width), (kv_heads, value_dim(config))
+        self._declare(config, rngs, init, dtype)
         self.output = Projection(
             rngs,
-            (heads, width, embed),
+            (heads, value_dim(config), config.embed_dim),
             axes=("heads", "head_dim", "embed"),
             inputs=2,
             init=output_init,
@@ -126,6 +113,34 @@ class Attention(nnx.Module):
         scale = config.attention_scale
         # The kernels divide by √head_dim.
         self.query_factor = None if scale is None else scale * width**0.5
+        self.sinks = (
+            declare(rngs, (heads,), axes=("heads",), kind=Kind.VECTOR, init=zeros, dtype=dtype)
+            if config.attention_sinks
+            else None
+        )
+
+    def _declare(
+        self, config: ModelConfig, rngs: nnx.Rngs, init: Initializer, dtype: jnp.dtype
+    ) -> None:
+        """Make what queries, keys and values come from."""
+        heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
+        assert kv_heads and width
+        qkv_bias = config.attention_bias in (BiasKind.QKV, BiasKind.ALL)
+
+        def project(count: int, axis: str, width: int) -> Projection:
+            return Projection(
+                rngs,
+                (config.embed_dim, count, width),
+                axes=("embed", axis, "head_dim"),
+                inputs=1,
+                init=init,
+                bias=qkv_bias,
+                dtype=dtype,
+            )
+
+        self.query = project(heads, "heads", width)
+        self.key = project(kv_heads, "kv_heads", width)
+        self.value = project(kv_heads, "kv_heads", value_dim(config))
         self.joint_norm = config.qk_norm_width is QKNormWidth.PROJECTION
 
         def head_norm(count: int) -> Norm | None:
@@ -133,11 +148,6 @@ class Attention(nnx.Module):
             return Norm(config, size, rngs, dtype) if config.qk_norm else None
 
         self.query_norm, self.key_norm = head_norm(heads), head_norm(kv_heads)
-        self.sinks = (
-            declare(rngs, (heads,), axes=("heads",), kind=Kind.VECTOR, init=zeros, dtype=dtype)
-            if config.attention_sinks
-            else None
-        )
 
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None = None
@@ -177,7 +187,7 @@ class Attention(nnx.Module):
         return self.output(constrain(out, "batch", "length", "heads", "head_dim")), cache
 
     def _projected(self, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries `[B, T, H, C]`, keys and values `[B, T, K, C]` as the kernels take them."""
+        """Queries `[B, T, H, C]`, keys `[B, T, K, C]` and values `[B, T, K, V]` as kernels take them."""
         query = constrain(self.query(x), "batch", "length", "heads", "head_dim")
         key = constrain(self.key(x), "batch", "length", "kv_heads", "head_dim")
         value = constrain(self.value(x), "batch", "length", "kv_heads", "head_dim")

@@ -14,6 +14,7 @@ from maxlm.config.schema import ModelConfig, NormPlacement, ProjectionInit
 from maxlm.kernels.experts.dispatch import ExpertKernels
 from maxlm.model.attention import Attention, Cache, Context
 from maxlm.model.experts import Experts
+from maxlm.model.latent_attention import LatentAttention
 from maxlm.model.mlp import MLP
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import matrix_init, normal
@@ -37,7 +38,8 @@ class Block(nnx.Module):
         zero = config.projection_init is ProjectionInit.ZERO
         output_std = 0.0 if zero else config.init_std / (2 * config.num_layers) ** 0.5
         output_init = normal(output_std)
-        self.attention = Attention(
+        attention = Attention if config.kv_latent_dim is None else LatentAttention
+        self.attention = attention(
             config, layer, rngs, init=init, output_init=output_init, dtype=dtype
         )
         inits: dict[str, Any] = {"init": init, "output_init": output_init, "dtype": dtype}

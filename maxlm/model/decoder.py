@@ -230,16 +230,14 @@ class Decoder(nnx.Module):
         return self._logits(hidden[:, -1:])[:, 0], written
 
     def empty_caches(self, batch_size: int, length: int) -> list[list[Cache]]:
-        """Caches for `length` tokens, per segment and block: `[L, B, S, K, C]` each."""
-        c = self.config
-        assert c.num_kv_heads and c.head_dim
+        """Caches for `length` tokens, per segment and block: `[L, B, S, K, C]`, `[L, B, S, K, V]`."""
         dtype = self.execution.compute_dtype
 
-        def empty(repeats: int) -> Cache:
-            shape = (repeats, batch_size, length, c.num_kv_heads, c.head_dim)
-            return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        def empty(repeats: int, block: Block) -> Cache:
+            shapes = block.attention.key_shape, block.attention.value_shape
+            return Cache(*(jnp.zeros((repeats, batch_size, length, *s), dtype) for s in shapes))
 
-        return [[empty(s.repeats) for _ in s.blocks] for s in self.segments]
+        return [[empty(s.repeats, block) for block in s.blocks] for s in self.segments]
 
     def _is_zigzag(self, batch: Batch) -> bool:
         """Whether tokens lie in another order inside the model, see `kernels/context/order.py`."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maxlm.config.head_widths import rotated_dim
 from maxlm.config.schema import ModelConfig, RopeScaling, RopeScalingKind
 
 Angles = tuple[jax.Array, jax.Array]  # cosines and sines, each [B, T, 1, R/2]
@@ -31,8 +32,7 @@ def rope_angles(config: ModelConfig, positions: jax.Array, *, local: bool = Fals
         Two float32 arrays `[B, T, 1, R/2]`, where R is the rotated width of a head; both carry the
         factor of attention that goes with a stretch.
     """
-    assert config.head_dim
-    width = round(config.head_dim * config.rope_fraction)
+    width = round(rotated_dim(config))
     theta, scaling = config.rope_theta, config.rope_scaling
     if local and config.rope_local_theta is not None:
         theta, scaling = config.rope_local_theta, RopeScaling()

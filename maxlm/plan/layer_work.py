@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from maxlm.config.choices import AttentionSpan, NormPlacement, Rematerialization
 from maxlm.config.expert_layers import Layer
+from maxlm.config.head_widths import value_dim
 from maxlm.model.rematerialization import ATTENTION_NAMES, BLOCK_INPUT, MATMUL_NAMES
 from maxlm.plan.job import Job
 
@@ -117,20 +118,21 @@ def layer_work(job: Job, layer: Layer) -> LayerWork:
     tokens, embed = float(job.tokens), model.embed_dim
     query = model.num_heads * model.head_dim / tensor
     key = model.num_kv_heads * model.head_dim / tensor
+    value, out = (n * value_dim(model) / tensor for n in (model.num_kv_heads, model.num_heads))
     post = model.norm_placement is not NormPlacement.PRE
-    lanes = _lanes(job, model.head_dim)
-    matmuls = [
-        Matmul("query", tokens, embed, query),
-        Matmul("key", tokens, embed, key),
-        Matmul("value", tokens, embed, key),
-        Matmul("attention_projected", tokens, query, embed),
-    ]
+    lanes, value_lanes = _lanes(job, model.head_dim), _lanes(job, value_dim(model))
+    sources: list[tuple[str, float, float]]
+    sources = [("query", embed, query), ("key", embed, key), ("value", embed, value)]
+    if model.kv_latent_dim is not None:
+        sources = _latent_maps(job, query, key, value)
+    matmuls = [Matmul(name, tokens, width, made) for name, width, made in sources]
+    matmuls.append(Matmul("attention_projected", tokens, out, embed))
     widths = {
         BLOCK_INPUT: tokens * embed,
         "query": tokens * query * lanes,
         "key": tokens * key * lanes,
-        "value": tokens * key * lanes,
-        "attention_out": tokens * query * lanes,
+        "value": tokens * value * value_lanes,
+        "attention_out": tokens * out * value_lanes,
         "attention_lse": tokens * model.num_heads / tensor,
         "attention_projected": tokens * embed,
     }
@@ -143,6 +145,19 @@ def layer_work(job: Job, layer: Layer) -> LayerWork:
     local = layer.span is AttentionSpan.LOCAL and model.attention_window
     seen = min(job.length, model.attention_window or job.length) if local else job.length
     return LayerWork(tuple(matmuls + mlp), widths, inner, seen, job.policy, itemsize(job))
+
+
+def _latent_maps(
+    job: Job, query: float, key: float, value: float
+) -> list[tuple[str, float, float]]:
+    """Name, inputs and outputs of the maps into latents, which no policy keeps, and out of them."""
+    model, embed = job.model, float(job.model.embed_dim)
+    latent, rope, queries = model.kv_latent_dim, model.latent_rope_dim, model.query_latent_dim
+    assert model.head_dim and latent and rope
+    maps = [("", embed, float(queries))] if queries else []
+    maps += [("query", float(queries or embed), query), ("", embed, float(latent + rope))]
+    unturned = key * (1 - rope / model.head_dim)
+    return [*maps, ("key", float(latent), unturned), ("value", float(latent), value)]
 
 
 def itemsize(job: Job) -> int:

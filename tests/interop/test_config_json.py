@@ -44,6 +44,8 @@ def test_published_presets_have_the_family_that_their_names_say(name):
         wanted = "qwen3_moe"
     if short.startswith("gpt-oss"):
         wanted = "gpt_oss"
+    if short.startswith("deepseek"):
+        wanted = f"deepseek_{short.split('-')[1]}"
     if short == "phi4-mini":  # Llama's code turns whole heads alone
         wanted = "phi3"
     assert family.name == wanted
@@ -125,6 +127,38 @@ def test_gpt_oss_says_that_there_is_no_stretch_where_transformers_would_else_str
     plain = read_model(family, bare | {"rope_scaling": {"rope_type": "default"}})
     assert plain.rope_scaling.kind is RopeScalingKind.NONE
     assert write_model(family, plain)["rope_scaling"] == {"rope_type": "default"}
+
+
+def test_mscale_of_every_dim_scales_the_attention_of_latents_and_is_written_back():
+    family = family_named("deepseek_v3")
+    model = read_model(family, TINY["deepseek_v3"])
+    sharper = 0.06 * math.log(4) + 1
+    assert model.attention_scale == pytest.approx(20**-0.5 * sharper**2, rel=1e-12)
+    wanted = (0.13 * math.log(4) + 1) / sharper
+    assert model.rope_scaling.attention_factor == pytest.approx(wanted, rel=1e-12)
+    written = write_model(family, model)["rope_scaling"]
+    assert (written["mscale"], written["mscale_all_dim"]) == (1.3, 0.6)
+    assert "attention_factor" not in written
+    for bare in ({}, {"mscale": 1.0}):
+        plain = TINY["deepseek_v3"] | {"rope_scaling": {"type": "yarn", "factor": 4.0} | bare}
+        assert read_model(family, plain).attention_scale is None
+
+
+def test_groups_of_experts_go_by_the_method_that_config_json_names():
+    family, theirs = family_named("deepseek_v2"), TINY["deepseek_v2"]
+    assert read_model(family, theirs).router_groups == 3
+    greedy = read_model(family, theirs | {"topk_method": "greedy"})
+    assert (greedy.router_groups, greedy.router_groups_per_token) == (1, 1)
+    assert write_model(family, greedy)["topk_method"] == "greedy"
+    with pytest.raises(ConfigError, match="topk_method: 'noaux_tc' is not supported, only 'group"):
+        read_model(family, theirs | {"topk_method": "noaux_tc"})
+
+
+def test_how_fast_a_routers_biases_move_is_no_hindrance_but_that_there_are_some_is():
+    family = family_named("deepseek_v3")
+    model = read_model(family, TINY["deepseek_v3"])
+    assert unsaid(family, model.model_copy(update={"router_bias_rate": 0.0})) == []
+    assert unsaid(family, model.model_copy(update={"router_bias_rate": None}))
 
 
 def test_a_pattern_is_the_shortest_that_gives_the_layers():
