@@ -190,7 +190,7 @@ TINY: dict[str, dict[str, Any]] = {
         topk_method="group_limited_greedy",
         n_group=3,
         topk_group=2,
-        routed_scaling_factor=1.5,
+        routed_scaling_factor=0.7,
         rope_scaling=_YARN | {"mscale": 0.707, "mscale_all_dim": 0.707},
     ),
     "deepseek_v3": _named(

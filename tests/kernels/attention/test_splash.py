@@ -71,8 +71,17 @@ def test_blocks_follow_length_window_and_width():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
-def test_it_compiles_for_tpus_inside_a_sharded_program(topology):
+@pytest.mark.parametrize(
+    ("topology", "width", "values", "has_sinks"),
+    [
+        ("v5e:2x2", 128, 128, False),
+        ("v5p:2x2x1", 128, 128, False),
+        ("v6e:2x2", 128, 128, False),
+        ("v5p:2x2x1", 64, 64, True),  # gpt-oss
+        ("v5p:2x2x1", 192, 128, False),  # DeepSeek
+    ],
+)
+def test_it_compiles_for_tpus_inside_a_sharded_program(topology, width, values, has_sinks):
     pytest.importorskip("libtpu")
     devices = parse_topology(topology).devices()
     mesh = make_mesh(ParallelConfig(fsdp=2, tensor=2), devices)
@@ -84,24 +93,26 @@ def test_it_compiles_for_tpus_inside_a_sharded_program(topology):
             shape, dtype, sharding=NamedSharding(mesh, partition_spec(axes))
         )
 
-    def heads(count, axis):
-        return array(4, 512, count, 128, axes=("batch", "length", axis, "head_dim"))
+    def heads(count, axis, width):
+        return array(4, 512, count, width, axes=("batch", "length", axis, "head_dim"))
 
     # With its names saved, the forward kernel runs once.
     names = jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse")
 
     @partial(jax.checkpoint, policy=names)
-    def loss(query, key, value, segments):
-        features = {"window": 200, "logit_cap": 30.0, "settings": settings}
+    def loss(query, key, value, segments, sinks=None):
+        features = {"window": 200, "logit_cap": 30.0, "sinks": sinks, "settings": settings}
         out = attention(query, key, value, segment_ids=segments, **features)
         return (out.astype(jnp.float32) ** 2).sum()
 
     arguments = (
-        heads(8, "heads"),
-        heads(4, "kv_heads"),
-        heads(4, "kv_heads"),
+        heads(8, "heads", width),
+        heads(4, "kv_heads", width),
+        heads(4, "kv_heads", values),
         array(4, 512, axes=("batch", "length"), dtype=jnp.int32),
     )
+    if has_sinks:
+        arguments = (*arguments, array(8, axes=("heads",), dtype=jnp.float32))
     with jax.set_mesh(mesh):
         compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arguments).compile()
     text = compiled.as_text()
