@@ -154,8 +154,8 @@ def _latent_maps(
     model, embed = job.model, float(job.model.embed_dim)
     latent, rope, queries = model.kv_latent_dim, model.latent_rope_dim, model.query_latent_dim
     assert model.head_dim and latent and rope
-    maps = [("", embed, float(queries))] if queries else []
-    maps += [("query", float(queries or embed), query), ("", embed, float(latent + rope))]
+    maps = [("query_latent", embed, float(queries))] if queries else []
+    maps += [("query", float(queries or embed), query), ("latent", embed, float(latent + rope))]
     unturned = key * (1 - rope / model.head_dim)
     return [*maps, ("key", float(latent), unturned), ("value", float(latent), value)]
 
