@@ -184,7 +184,7 @@ def test_a_pattern_is_the_shortest_that_gives_the_layers():
         ({"quantization_config": {"bits": 4}}, "quantization_config: .* is not supported"),
         (
             {"quantization_config": {"quant_method": "mxfp4"}},
-            r"quantization_config: mxfp4 is not .* Mxfp4Config\(dequantize=True\)",
+            r"quantization_config: 'mxfp4' is not supported: .*Mxfp4Config\(dequantize=True\)",
         ),
         ({"num_hidden_layers": 0}, "num_hidden_layers: 0 does not fit"),
         ({"hidden_size": None}, "hidden_size: is missing"),
