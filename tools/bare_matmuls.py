@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from maxlm.config.schema import MLPKind, ModelConfig
+from maxlm.config.schema import ModelConfig
 from maxlm.kernels.attention.blocks import block_size
 from maxlm.model.decoder import padded_vocab
 
@@ -51,7 +51,7 @@ def _projections(config: ModelConfig) -> list[tuple[int, int]]:
     """Input and output width of each projection of a block."""
     embed, head = config.embed_dim, config.head_dim
     queries, keys = config.num_heads * head, config.num_kv_heads * head
-    ups = 2 if config.mlp is MLPKind.GATED else 1
+    ups = 2 if config.mlp.is_gated else 1
     return (
         [(embed, queries), (embed, keys), (embed, keys), (queries, embed)]
         + [(embed, config.mlp_dim)] * ups

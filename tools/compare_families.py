@@ -5,7 +5,8 @@ python tools/compare_families.py [NAME …] [--stories FOLDER] [--write docs/fam
 Per tiny model (tools/tiny_families.py): it is imported as `maxlm import hf` does, its logits are held
 against transformers' reading of the same files, it is exported, transformers reads the export, it is
 imported again and every array's checksum compared, and both continue prompts greedily. With --stories, a
-folder with a trained Hugging Face model is a further row. Needs torch and transformers.
+folder with a trained Hugging Face model is a further row. Where some models alone are named, the page keeps
+its rows of the others. Needs torch and transformers.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--write", help="page whose table is replaced")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [HEAD]
+    rows: list[str] = []
     for name in arguments.names or TINY:
         with tempfile.TemporaryDirectory() as folder:
             theirs = Path(folder) / "theirs"
@@ -68,9 +69,16 @@ def main() -> None:
     if arguments.write:
         page = Path(arguments.write)
         before, _, rest = page.read_text().partition(BEGIN)
-        _, _, after = rest.partition(END)
-        table = "\n".join(rows)
+        old, _, after = rest.partition(END)
+        kept = old.strip().splitlines()[2:] if arguments.names or not arguments.stories else []
+        table = "\n".join([HEAD, *in_order([*kept, *rows])])
         page.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+
+
+def in_order(rows: list[str]) -> list[str]:
+    """The last row of each model, in the order of the tiny models, then those of others."""
+    by_name = {row.split("|")[1].strip(): row for row in rows}
+    return [by_name.pop(name) for name in TINY if name in by_name] + list(by_name.values())
 
 
 def compared(name: str, theirs: Path, folder: Path, tokens: np.ndarray) -> str:

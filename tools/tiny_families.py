@@ -42,6 +42,22 @@ _LLAMA3_SCALING = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
 }
+_YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+}
 _GEMMA = {
     **_SHAPE,
     "num_hidden_layers": 5,  # no multiple of the pattern: a remainder is left
@@ -123,7 +139,85 @@ TINY: dict[str, dict[str, Any]] = {
     "phi4": _named(
         "Phi3ForCausalLM", "phi3", hidden_size=64, partial_rotary_factor=0.75, sliding_window=None
     ),
+    "phi3_128k": _named(
+        "Phi3ForCausalLM",
+        "phi3",
+        # So short that transformers takes the long factors for every text in the tests.
+        original_max_position_embeddings=2,
+        rope_scaling={
+            "type": "longrope",
+            # By the lengths it would be 32: attention so sharp that transformers' float32 is 1e-4 off
+            # its own float64.
+            "factor": 2.0,
+            "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+            "long_factor": [1.0, 1.5, 2.5, 4.0, 9.0, 20.0],
+        },
+    ),
+    "phi4_mini": _named(
+        "Phi3ForCausalLM",
+        "phi3",
+        hidden_size=64,
+        partial_rotary_factor=0.75,
+        tie_word_embeddings=True,
+        original_max_position_embeddings=64,  # all that it takes: the short factors
+        rope_scaling={
+            "type": "longrope",
+            "short_factor": [1.0, 1.2, 1.7, 2.9, 5.0, 8.0],
+            "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            "attention_factor": 1.2,
+        },
+    ),
+    "smollm3": _named(
+        "SmolLM3ForCausalLM",
+        "smollm3",
+        num_hidden_layers=5,
+        no_rope_layers=[1, 1, 0, 1, 1],
+        use_sliding_window=True,
+        sliding_window=7,
+        tie_word_embeddings=True,
+        attention_bias=True,
+        mlp_bias=True,
+    ),
     "mixtral": _named("MixtralForCausalLM", "mixtral", num_local_experts=6, num_experts_per_tok=2),
+    "deepseek_v2": _named(
+        "DeepseekV2ForCausalLM",
+        "deepseek_v2",
+        **_LATENT,
+        q_lora_rank=None,
+        n_routed_experts=6,
+        n_shared_experts=2,
+        num_experts_per_tok=2,
+        topk_method="group_limited_greedy",
+        n_group=3,
+        topk_group=2,
+        routed_scaling_factor=0.7,
+        rope_scaling=_YARN | {"mscale": 0.707, "mscale_all_dim": 0.707},
+    ),
+    "deepseek_v3": _named(
+        "DeepseekV3ForCausalLM",
+        "deepseek_v3",
+        **_LATENT,
+        q_lora_rank=20,
+        attention_bias=True,
+        n_routed_experts=8,
+        n_shared_experts=1,
+        num_experts_per_tok=3,
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=2.5,
+        rope_scaling=_YARN | {"mscale": 1.3, "mscale_all_dim": 0.6},
+    ),
+    "gpt_oss": _named(
+        "GptOssForCausalLM",
+        "gpt_oss",
+        head_dim=16,
+        num_local_experts=6,
+        num_experts_per_tok=2,
+        sliding_window=7,
+        swiglu_limit=1.5,  # small enough to clamp what these weights give
+        rope_theta=1000.0,  # so that the range of indices is not the truncated one
+        rope_scaling=_YARN | {"truncate": False},
+    ),
     "qwen3_moe": _named(
         "Qwen3MoeForCausalLM",
         "qwen3_moe",
@@ -158,14 +252,14 @@ def drawn_tensor(name: str, shape: tuple[int, ...], *, offset_norms: bool) -> np
     if "norm" in name or "ln_" in name:
         centre = 0.0 if offset_norms or name.endswith("bias") else 1.0
         values = centre + 0.4 * values
-    elif name.endswith("bias"):
+    elif name.endswith(("bias", "sinks")):
         values = 0.4 * values
     elif any(part in name for part in ("embed", "wte", "lm_head")):
         values = 3 * values / shape[1] ** 0.5
     elif "wpe" in name:
         values = 0.4 * values
-    else:  # a map of as many inputs as its smaller side, near enough
-        values = 1.5 * values / min(shape) ** 0.5
+    else:  # a map of as many inputs as its smaller side, near enough; before it there may be experts
+        values = 1.5 * values / min(shape[-2:]) ** 0.5
     return values.astype(np.float32)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from maxlm.config.check_experts import expert_problems, idle_expert_options
+from maxlm.config.check_latent import latent_problems
 from maxlm.config.check_rope import idle_rope_options, rope_problems
 from maxlm.config.choices import (
     AttentionSpan,
@@ -62,6 +63,7 @@ def check_config(config: RunConfig, explicit: Set[str] = frozenset()) -> list[Pr
         *_check_attention(config.model),
         *_check_positions(config),
         *(Problem(path, message) for path, message in rope_problems(config.model)),
+        *(Problem(path, message) for path, message in latent_problems(config.model)),
         *_check_names(config),
         *_check_phases(config.data),
         *_check_batch(config),
@@ -147,7 +149,8 @@ def _check_heads(model: ModelConfig) -> Iterator[Problem]:
             f"use one of {', '.join(map(str, _divisors(model.num_heads)))}",
         )
     head_dim = model.head_dim or model.embed_dim // model.num_heads
-    if model.positions is PositionKind.ROPE and head_dim % 2:
+    turns_heads = model.positions is PositionKind.ROPE and model.kv_latent_dim is None
+    if turns_heads and head_dim % 2:
         yield Problem(
             ("model", "head_dim"),
             f"{head_dim} is odd, but rope turns pairs of dims: use an even head_dim",

@@ -38,6 +38,7 @@ class RopeScalingKind(StrEnum):
     LINEAR = "linear"
     LLAMA3 = "llama3"
     YARN = "yarn"
+    LONGROPE = "longrope"
 
 
 class QKNormWidth(StrEnum):
@@ -51,7 +52,13 @@ class MLPKind(StrEnum):
     """The shape of the feed-forward sublayer."""
 
     GATED = "gated"
+    GATED_SHIFTED = "gated_shifted"
     PLAIN = "plain"
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether there is a gate beside the up projection."""
+        return self is not MLPKind.PLAIN
 
 
 class Activation(StrEnum):
@@ -60,6 +67,7 @@ class Activation(StrEnum):
     SILU = "silu"
     GELU = "gelu"
     GELU_TANH = "gelu_tanh"
+    QUICK_GELU = "quick_gelu"
     RELU = "relu"
     RELU2 = "relu2"
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from maxlm.config.choices import MLPKind, PositionKind
+from maxlm.config.choices import PositionKind, RopeScalingKind
 from maxlm.config.schema import DataConfig, ModelConfig, RunConfig
 from maxlm.errors import ConfigError
 
@@ -82,7 +82,7 @@ def model_values(model: ModelConfig, vocab_size: int, length: int) -> list[Deriv
     if model.head_dim is None:
         rule = f"embed_dim {model.embed_dim} / num_heads {model.num_heads}"
         found.append(Derived("head_dim", model.embed_dim // model.num_heads, rule))
-    if model.mlp_dim is None and model.mlp is MLPKind.GATED:
+    if model.mlp_dim is None and model.mlp.is_gated:
         value = math.ceil(8 * model.embed_dim / 3 / 64) * 64
         rule = "8/3 × embed_dim up to a multiple of 64: the parameters of a plain MLP of 4 × "
         found.append(Derived("mlp_dim", value, rule + "embed_dim (arXiv:2002.05202)"))
@@ -91,6 +91,12 @@ def model_values(model: ModelConfig, vocab_size: int, length: int) -> list[Deriv
     if model.num_experts and model.expert_mlp_dim is None:
         hidden = model.mlp_dim or next(d.value for d in found if d.key == "mlp_dim")
         found.append(Derived("expert_mlp_dim", hidden, "mlp_dim"))
+    longrope = model.rope_scaling.kind is RopeScalingKind.LONGROPE
+    if longrope and model.rope_context is None:
+        original = model.rope_scaling.original_length or 0
+        which = "long" if length > original else "short"
+        rule = f"the longest example of the run: {which} factors, original_length is {original}"
+        found.append(Derived("rope_context", length, rule))
     if model.max_length is None:
         found.append(Derived("max_length", length, "the longest example of the run"))
     return found

@@ -12,13 +12,14 @@ class Layer(NamedTuple):
 
     span: AttentionSpan
     has_experts: bool
+    has_rope: bool = True
 
 
 def layers_of(model: ModelConfig) -> list[Layer]:
     """The blocks of a model, first to last."""
-    pattern = model.attention_pattern
+    spans, ropes = model.attention_pattern, model.rope_pattern
     return [
-        Layer(pattern[index % len(pattern)], has_experts)
+        Layer(spans[index % len(spans)], has_experts, ropes[index % len(ropes)])
         for index, has_experts in enumerate(layers_with_experts(model))
     ]
 

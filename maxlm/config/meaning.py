@@ -35,6 +35,7 @@ DERIVABLE = frozenset(
         "model.mlp_dim",
         "model.expert_mlp_dim",
         "model.max_length",
+        "model.rope_context",
         "data.tokenizer",
         "data.batch_size",
         "optimizer.learning_rate",
@@ -44,7 +45,12 @@ DERIVABLE = frozenset(
     }
 )
 # Of these, what a run that branches off another keeps of its parent; it counts its own length.
-INHERITED = DERIVABLE - {"model.max_length", "schedule.warmup", "train.duration"}
+INHERITED = DERIVABLE - {
+    "model.max_length",
+    "model.rope_context",
+    "schedule.warmup",
+    "train.duration",
+}
 
 
 def meaning_diff(

@@ -36,16 +36,41 @@ class ModelConfig(Section):
     head_dim: int | None = Field(
         None, ge=1, description="Width of one head; derived: embed_dim / num_heads."
     )
+    value_head_dim: int | None = Field(
+        None, ge=1, description="Width of a value's head (DeepSeek-V3: 128); unset: head_dim."
+    )
+    kv_latent_dim: int | None = Field(
+        None,
+        ge=1,
+        description="Width of the latent from which keys and values come, in latent attention (DeepSeek-V3: 512); unset: none, they come from the residual stream.",
+    )
+    query_latent_dim: int | None = Field(
+        None,
+        ge=1,
+        description="Width of the latent from which queries come (DeepSeek-V3: 1536); unset: they come from the residual stream.",
+    )
+    latent_rope_dim: int | None = Field(
+        None,
+        ge=1,
+        description="Width of the rotated part of a head in latent attention, whose key all heads share; the rest of head_dim is not rotated (DeepSeek-V3: 64).",
+    )
     mlp_dim: int | None = Field(
         None,
         ge=1,
         description="Hidden width of the MLP; derived: 4 × embed_dim plain, 8/3 × embed_dim up to a multiple of 64 gated.",
     )
     mlp: MLPKind = Field(
-        MLPKind.GATED, description="gated (SwiGLU and kin: gate × up) or plain (one up projection)."
+        MLPKind.GATED,
+        description="gated (SwiGLU and kin: gate × up), gated_shifted (gate × (up + 1), gpt-oss) or plain (one up projection).",
     )
     activation: Activation = Field(
-        Activation.SILU, description="silu, gelu (exact), gelu_tanh, relu or relu2 (squared ReLU)."
+        Activation.SILU,
+        description="silu, gelu (exact), gelu_tanh, quick_gelu (x × sigmoid(1.702 x)), relu or relu2 (squared ReLU).",
+    )
+    mlp_limit: float | None = Field(
+        None,
+        gt=0,
+        description="The gate is clamped to at most this, the up projection to within it on both sides (gpt-oss: 7).",
     )
     norm: NormKind = Field(NormKind.RMS, description="rms or layer.")
     norm_placement: NormPlacement = Field(
@@ -71,6 +96,16 @@ class ModelConfig(Section):
         description="Share of a head's width that is rotated, its first dims (Phi-4-mini: 0.75).",
     )
     rope_scaling: RopeScaling = RopeScaling()
+    rope_context: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens of context by which longrope takes its short or its long factors, for all rows alike; derived: the longest example of the run.",
+    )
+    rope_pattern: list[bool] = Field(
+        [True],
+        min_length=1,
+        description="Repeating pattern of layers with RoPE (true) and without positions (false), first layer first (SmolLM3: three with, one without).",
+    )
     max_length: int | None = Field(
         None, ge=1, description="Longest sequence of learned positions; derived: the data's length."
     )
@@ -100,6 +135,10 @@ class ModelConfig(Section):
     )
     output_logit_cap: float | None = Field(
         None, gt=0, description="Soft cap of output logits (Gemma 2: 30)."
+    )
+    attention_sinks: bool = Field(
+        False,
+        description="A learned logit of each head in the softmax's denominator, to which attention can go for nothing (gpt-oss).",
     )
     attention_bias: BiasKind = Field(
         BiasKind.NONE, description="Biases of attention: none, qkv (Qwen2) or all (GPT-2)."
@@ -148,6 +187,19 @@ class ModelConfig(Section):
     router_scoring: RouterScoring = Field(
         RouterScoring.SOFTMAX,
         description="Scores of the router: softmax over experts, or sigmoid of each (DeepSeek-V3).",
+    )
+    router_logit_bias: bool = Field(
+        False, description="A learned bias on the router's logits (gpt-oss)."
+    )
+    router_groups: int = Field(
+        1,
+        ge=1,
+        description="Groups of experts, of which a token visits router_groups_per_token (DeepSeek-V3: 8).",
+    )
+    router_groups_per_token: int = Field(
+        1,
+        ge=1,
+        description="The groups with the best expert, or with sigmoid the best two, are a token's (DeepSeek-V3: 4).",
     )
     router_normalize: bool = Field(
         True, description="Whether the scores of a token's experts are scaled to sum to 1."

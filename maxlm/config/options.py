@@ -113,11 +113,13 @@ def _default(field: FieldInfo) -> str:
     value = field.default
     if value is None:
         return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, list):
-        return f"[{', '.join(map(str, value))}]"
-    return str(value) if value != {} else "{}"
+        return f"[{', '.join(map(_scalar, value))}]"
+    return _scalar(value) if value != {} else "{}"
+
+
+def _scalar(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from maxlm.config.choices import AttentionSpan, PositionKind
 from maxlm.config.derive_model import resolve_model
-from maxlm.config.schema import ModelConfig
+from maxlm.config.expert_layers import layers_of
+from maxlm.config.schema import ModelConfig, Section
 from maxlm.errors import ConfigError, did_you_mean
 from maxlm.interop.family import Family
 
@@ -61,13 +62,19 @@ _UNCOUNTED = frozenset(
         "cache_implementation",
         "_attn_implementation",
         "attn_implementation",
-        "original_max_position_embeddings",
         "unsloth_version",
     ]
 )
-# Options that a config.json does not say, and that change nothing which is computed from tokens.
-_OF_TRAINING = frozenset(
+# By quant_method, how transformers is told to write weights out in full.
+_DEQUANTIZED = {
+    "mxfp4": ", quantization_config=Mxfp4Config(dequantize=True)",
+    "fp8": ", quantization_config=FineGrainedFP8Config(dequantize=True)",
+}
+# Options that a config.json does not say: they change nothing which is computed from tokens, or
+# transformers decides by itself (between the factors of longrope by the length of a text).
+_NOT_SAID = frozenset(
     [
+        "rope_context",
         "init_std",
         "matrix_init",
         "projection_init",
@@ -92,6 +99,8 @@ def read_model(
     Raises:
         ConfigError: naming the key that is missing, wrong, or that nothing here knows.
     """
+    if theirs.get("quantization_config") and "quantization_config" not in set(ignored):
+        raise ConfigError(_quantized(theirs["quantization_config"]))
     fields = dict(family.fixed)
     for setting in family.settings:
         fields.update(setting.read(theirs))
@@ -143,6 +152,18 @@ def unsaid(family: Family, model: ModelConfig) -> list[str]:
     return lost
 
 
+def _quantized(theirs: Any) -> str:
+    """What to do about weights that are quantised."""
+    method = theirs.get("quant_method") if isinstance(theirs, dict) else None
+    how = _DEQUANTIZED.get(str(method), "")
+    return (
+        f"quantization_config: {method or theirs!r} is not supported: weights are read in bfloat16, "
+        "float16 or float32. Write them so with transformers, where there is memory for them: "
+        f'AutoModelForCausalLM.from_pretrained(PATH, dtype="bfloat16"{how}).save_pretrained(FOLDER), '
+        "and import FOLDER"
+    )
+
+
 def _written(family: Family, model: ModelConfig) -> dict[str, Any]:
     keys: dict[str, Any] = {
         "architectures": [family.architecture],
@@ -156,24 +177,30 @@ def _written(family: Family, model: ModelConfig) -> dict[str, Any]:
 def _said(model: ModelConfig) -> dict[str, Any]:
     """The options that decide what is computed, those without effect left out of account."""
     fields = {name: getattr(model, name) for name in ModelConfig.model_fields}
-    for name in _OF_TRAINING:
+    for name in _NOT_SAID:
         del fields[name]
     defaults = {name: field.default for name, field in ModelConfig.model_fields.items()}
     pattern = model.attention_pattern
     spans = [pattern[layer % len(pattern)] for layer in range(model.num_layers)]
     fields["attention_pattern"] = spans
+    fields["rope_pattern"] = [layer.has_rope for layer in layers_of(model)]
+    # How fast biases move is training's; that there are some is not.
+    fields["router_bias_rate"] = model.router_bias_rate is not None
+    if model.value_head_dim == model.head_dim:
+        fields["value_head_dim"] = None
     local = AttentionSpan.LOCAL in spans
     idle: list[str] = []
     if not local:
         idle += ["attention_window", "rope_local_theta"]
     if model.positions is not PositionKind.ROPE:
-        idle += ["rope_theta", "rope_scaling", "rope_fraction", "rope_local_theta"]
+        idle += ["rope_theta", "rope_scaling", "rope_fraction", "rope_local_theta", "rope_pattern"]
     if not model.qk_norm:
         idle += ["qk_norm_width"]
     if model.num_experts is None:
         idle += ["experts_per_token", "expert_mlp_dim", "shared_experts", "dense_layers"]
         idle += ["expert_every", "router_scoring", "router_normalize", "router_scale"]
-        idle += ["router_bias_rate"]
+        idle += ["router_bias_rate", "router_logit_bias", "router_groups"]
+        idle += ["router_groups_per_token"]
     elif model.expert_every == 1 and model.dense_layers == 0:
         idle += ["mlp_dim"]
     fields |= {name: defaults[name] for name in idle}
@@ -186,6 +213,8 @@ def _said(model: ModelConfig) -> dict[str, Any]:
 
 
 def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Section) and isinstance(b, Section):
+        return all(_equal(getattr(a, name), getattr(b, name)) for name in type(a).model_fields)
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=1e-12)
     return a == b

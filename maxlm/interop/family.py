@@ -41,11 +41,17 @@ class Rule:
         ours: our parameters that it holds, in its order; those of a block relative to the block. A
             model without the first of them has no such tensor.
         transform: how the one becomes the other.
+        beside: only a model with this parameter too has the tensor; empty: any.
+        without: only a model without this one has it.
+        all_experts: it holds those of all experts, where names with `{expert}` have a tensor each.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transform: Transform
+    beside: str = ""
+    without: str = ""
+    all_experts: bool = False
 
 
 @dataclass(frozen=True)

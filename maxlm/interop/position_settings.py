@@ -1,96 +1,20 @@
-"""Settings of config.json about positions: RoPE with its scaling, and which layers see a window."""
+"""Settings of config.json about layers: which of them see a window, which have positions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from maxlm.config.choices import AttentionSpan, RopeScalingKind
-from maxlm.config.schema import ModelConfig, RopeScaling
+from maxlm.config.choices import AttentionSpan
+from maxlm.config.expert_layers import layers_of
+from maxlm.config.schema import ModelConfig
 from maxlm.errors import ConfigError
 from maxlm.interop.settings import value_of
 
-_SLIDING, _FULL = "sliding_attention", "full_attention"
-_SPANS = {_SLIDING: AttentionSpan.LOCAL, _FULL: AttentionSpan.GLOBAL}
+SLIDING, FULL = "sliding_attention", "full_attention"
+_SPANS = {SLIDING: AttentionSpan.LOCAL, FULL: AttentionSpan.GLOBAL}
 _NAMES = {span: name for name, span in _SPANS.items()}
-# Their names of a scaling's numbers → ours, by kind.
-_NUMBERS: dict[RopeScalingKind, dict[str, str]] = {
-    RopeScalingKind.NONE: {},
-    RopeScalingKind.LINEAR: {"factor": "factor"},
-    RopeScalingKind.LLAMA3: {
-        "factor": "factor",
-        "original_max_position_embeddings": "original_length",
-        "low_freq_factor": "slow_rotations",
-        "high_freq_factor": "fast_rotations",
-    },
-    RopeScalingKind.YARN: {
-        "factor": "factor",
-        "original_max_position_embeddings": "original_length",
-        "beta_slow": "slow_rotations",
-        "beta_fast": "fast_rotations",
-        "attention_factor": "attention_factor",
-    },
-}
-_KINDS = {"default": RopeScalingKind.NONE, "linear": RopeScalingKind.LINEAR}
-_KINDS |= {"llama3": RopeScalingKind.LLAMA3, "yarn": RopeScalingKind.YARN}
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary positions, in the keys of transformers 4 (`rope_theta`, `rope_scaling`) or 5.
-
-    Attributes:
-        theta: base where config.json has none.
-        local_theta: likewise of local layers, in a family where they have their own.
-    """
-
-    theta: float = 10_000.0
-    local_theta: float | None = None
-    keys: tuple[str, ...] = (
-        "rope_theta",
-        "rope_scaling",
-        "rope_parameters",
-        "rope_local_base_freq",
-        "partial_rotary_factor",
-    )
-
-    def read(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
-        """`rope_theta`, `rope_scaling`, `rope_fraction`, `rope_local_theta`."""
-        given = dict(theirs.get("rope_parameters") or {})
-        local: dict[str, Any] = {}
-        key = "rope_parameters" if given else "rope_scaling"
-        if _FULL in given or _SLIDING in given:
-            local, given = dict(given.get(_SLIDING) or {}), dict(given.get(_FULL) or {})
-        if not given:
-            given = dict(theirs.get("rope_scaling") or {})
-        theta = given.pop("rope_theta", None) or theirs.get("rope_theta") or self.theta
-        fraction = given.pop("partial_rotary_factor", None) or theirs.get("partial_rotary_factor")
-        fields: dict[str, Any] = {
-            "rope_theta": float(theta),
-            "rope_fraction": float(fraction or 1.0),
-            "rope_scaling": _scaling(given, key, theirs),
-        }
-        if self.local_theta is not None:
-            own = local.pop("rope_theta", None) or theirs.get("rope_local_base_freq")
-            if _scaling(local, key, theirs) != RopeScaling():
-                raise ConfigError(f"{key}: scaling of local layers is not supported: {local}")
-            fields["rope_local_theta"] = float(own or self.local_theta)
-        return fields
-
-    def write(self, model: ModelConfig) -> dict[str, Any]:
-        """The keys of transformers 4, which 5 reads too."""
-        keys: dict[str, Any] = {"rope_theta": model.rope_theta}
-        if model.rope_fraction != 1:
-            keys["partial_rotary_factor"] = model.rope_fraction
-        if self.local_theta is not None:
-            keys["rope_local_base_freq"] = model.rope_local_theta or model.rope_theta
-        scaling = model.rope_scaling
-        if scaling.kind is not RopeScalingKind.NONE:
-            numbers = {n: getattr(scaling, f) for n, f in _NUMBERS[scaling.kind].items()}
-            given = {name: number for name, number in numbers.items() if number is not None}
-            keys["rope_scaling"] = {"rope_type": scaling.kind.value, **given}
-        return keys
 
 
 @dataclass(frozen=True)
@@ -102,11 +26,13 @@ class Window:
             first `max_window_layers` see everything.
         period: without `layer_types`, each period-th layer sees everything (Gemma).
         default: window where config.json has none.
+        without_rope: without `layer_types`, the layers without positions see it (SmolLM3).
     """
 
     flag: bool = False
     period: int | None = None
     default: int | None = None
+    without_rope: bool = False
     keys: tuple[str, ...] = (
         "sliding_window",
         "layer_types",
@@ -146,7 +72,7 @@ class Window:
             return {
                 "use_sliding_window": True,
                 "sliding_window": model.attention_window,
-                "max_window_layers": types.index(_SLIDING),
+                "max_window_layers": types.index(SLIDING),
                 "layer_types": types,
             }
         if self.period is not None:
@@ -156,41 +82,54 @@ class Window:
         return {"sliding_window": model.attention_window if local else None}
 
     def _types(self, theirs: Mapping[str, Any], layers: int) -> list[str]:
+        if self.without_rope:
+            return [FULL if has else SLIDING for has in _layers_with_rope(theirs)]
         if self.flag:
             full = value_of(theirs, "max_window_layers", layers)
-            return [_FULL if i < full else _SLIDING for i in range(layers)]
+            return [FULL if i < full else SLIDING for i in range(layers)]
         if self.period is None:
-            return [_SLIDING] * layers
+            return [SLIDING] * layers
         period = theirs.get("sliding_window_pattern") or theirs.get("_sliding_window_pattern")
         every = period or self.period
-        return [_SLIDING if (i + 1) % every else _FULL for i in range(layers)]
+        return [SLIDING if (i + 1) % every else FULL for i in range(layers)]
 
 
-def shortest_pattern(spans: list[AttentionSpan]) -> list[AttentionSpan]:
+@dataclass(frozen=True)
+class LayersWithRope:
+    """Which layers have positions (SmolLM3): `no_rope_layers` is 1 where one has and 0 where not."""
+
+    keys: tuple[str, ...] = ("no_rope_layers", "no_rope_layer_interval")
+
+    def read(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
+        """`rope_pattern`, the shortest that gives these layers."""
+        return {"rope_pattern": shortest_pattern(_layers_with_rope(theirs))}
+
+    def write(self, model: ModelConfig) -> dict[str, Any]:
+        """The list of all layers."""
+        return {"no_rope_layers": [int(layer.has_rope) for layer in layers_of(model)]}
+
+
+_Kind = TypeVar("_Kind")
+
+
+def shortest_pattern(layers: list[_Kind]) -> list[_Kind]:
     """The shortest list that, repeated, gives these layers."""
-    for period in range(1, len(spans) + 1):
-        if all(span is spans[i % period] for i, span in enumerate(spans)):
-            return spans[:period]
-    return spans
+    for period in range(1, len(layers) + 1):
+        if all(layer == layers[i % period] for i, layer in enumerate(layers)):
+            return layers[:period]
+    return layers
 
 
-def _scaling(given: dict[str, Any], key: str, theirs: Mapping[str, Any]) -> RopeScaling:
-    """Our scaling of theirs. Raises ConfigError naming what is not supported."""
-    given = {name: value for name, value in given.items() if value is not None}
-    name = given.pop("rope_type", None) or given.pop("type", None) or "default"
-    given.pop("type", None)
-    if name not in _KINDS:
-        known = ", ".join(_KINDS)
-        raise ConfigError(f"{key}.rope_type: {name!r} is not supported; supported: {known}")
-    kind = _KINDS[name]
-    numbers = _NUMBERS[kind]
-    if unknown := [n for n in given if n not in numbers and kind is not RopeScalingKind.NONE]:
-        raise ConfigError(f"{key}.{unknown[0]}: {given[unknown[0]]!r} is not supported with {name}")
-    fields = {ours: given[n] for n, ours in numbers.items() if n in given}
-    if kind in (RopeScalingKind.LLAMA3, RopeScalingKind.YARN):
-        outside = theirs.get("original_max_position_embeddings")
-        fallback = outside or value_of(theirs, "max_position_embeddings")
-        fields.setdefault("original_length", fallback)
-    if kind is RopeScalingKind.YARN:
-        fields.setdefault("fast_rotations", 32.0)
-    return RopeScaling(kind=kind, **fields)
+def _layers_with_rope(theirs: Mapping[str, Any]) -> list[bool]:
+    """Of each layer, whether it has positions: as listed, or all but every so many-th."""
+    layers = theirs.get("num_hidden_layers") or 1
+    listed = theirs.get("no_rope_layers")
+    if listed is None:
+        every = value_of(theirs, "no_rope_layer_interval", 4)
+        return [bool((layer + 1) % every) for layer in range(layers)]
+    if len(listed) < layers:
+        raise ConfigError(
+            f"no_rope_layers: says of {len(listed)} layers whether they have positions, but "
+            f"num_hidden_layers is {layers}"
+        )
+    return [bool(has) for has in listed[:layers]]

@@ -8,9 +8,11 @@ from typing import Any
 from maxlm.config.schema import ModelConfig
 from maxlm.errors import ConfigError, did_you_mean
 from maxlm.interop.config_json import read_model, unsaid, write_model
+from maxlm.interop.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from maxlm.interop.families.gemma import GEMMA2, GEMMA3
 from maxlm.interop.families.gpt2 import GPT2
-from maxlm.interop.families.llama import LLAMA, MISTRAL, OLMO2, PHI3, QWEN2, QWEN3
+from maxlm.interop.families.gpt_oss import GPT_OSS
+from maxlm.interop.families.llama import LLAMA, MISTRAL, OLMO2, PHI3, QWEN2, QWEN3, SMOLLM3
 from maxlm.interop.families.mixtures import MIXTRAL, QWEN3_MOE
 from maxlm.interop.family import Family
 
@@ -29,6 +31,10 @@ FAMILIES: dict[str, Family] = {
         PHI3,
         MIXTRAL,
         QWEN3_MOE,
+        SMOLLM3,
+        GPT_OSS,
+        DEEPSEEK_V2,
+        DEEPSEEK_V3,
     )
 }
 

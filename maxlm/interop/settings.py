@@ -140,6 +140,21 @@ class Derived:
 
 
 @dataclass(frozen=True)
+class SaidElsewhere:
+    """Keys that say again what others say, or nothing of what is computed."""
+
+    keys: tuple[str, ...]
+
+    def read(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def write(self, model: ModelConfig) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
+@dataclass(frozen=True)
 class QueryScale:
     """`query_pre_attn_scalar`, by whose root attention logits are divided (Gemma)."""
 

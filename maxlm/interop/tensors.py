@@ -86,14 +86,16 @@ def _of_rule(
     prefix: str,
     index: tuple[int, ...],
 ) -> Iterator[Tensor]:
-    """The tensors of a rule in one layer: one, or one an expert."""
+    """The tensors of a rule in one layer: one, or one of each expert."""
     names = [prefix + name for name in rule.ours]
-    if names[0] not in shapes:
+    if names[0] not in shapes or (rule.beside and prefix + rule.beside not in shapes):
+        return
+    if rule.without and prefix + rule.without in shapes:
         return
     infos = [(model.parameters | model.variables)[name] for name in names]
     stacked = len(index)
     each = "{expert}" in rule.theirs
-    if each != (infos[0].axes[stacked : stacked + 1] == ("experts",)):
+    if (each or rule.all_experts) != (infos[0].axes[stacked : stacked + 1] == ("experts",)):
         return  # the other kind of layer: an MLP where this has experts, or the other way round
     experts = infos[0].shape[stacked] if each else 1
     for expert in range(experts):

@@ -74,6 +74,24 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Alternating:
+    """Several of ours in turns along the last dim of theirs: the first element of each, the second …"""
+
+    def shape(self, ours: Sequence[Piece]) -> Shape:
+        """Ours, the last dim so many times as long."""
+        *outer, last = ours[0].shape
+        return (*outer, last * len(ours))
+
+    def to_ours(self, theirs: np.ndarray, ours: Sequence[Piece]) -> list[np.ndarray]:
+        """Every so many-th."""
+        return [theirs[..., i :: len(ours)] for i in range(len(ours))]
+
+    def to_theirs(self, arrays: Sequence[np.ndarray], ours: Sequence[Piece]) -> np.ndarray:
+        """In turns."""
+        return np.stack(arrays, axis=-1).reshape(self.shape(ours))
+
+
+@dataclass(frozen=True)
 class Vector:
     """Norm scales and biases: heads are flat in theirs; several of ours lie one after the other.
 
@@ -135,6 +153,44 @@ class Matrix:
         ]
         matrix = flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
         return np.ascontiguousarray(matrix.T if self.out_first else matrix)
+
+
+@dataclass(frozen=True)
+class HeadParts:
+    """A linear map, or its bias, whose every head in theirs has its part of each of ours in turn.
+
+    Ours without heads are parts of one.
+
+    Attributes:
+        rope_pairs: RoPE turns the last of ours, and theirs has its pairs of dims side by side.
+    """
+
+    rope_pairs: bool = False
+
+    def shape(self, ours: Sequence[Piece]) -> Shape:
+        """`[out, in]`, or of a bias `[out]`."""
+        out = sum(piece.out_size for piece in ours)
+        return (out, ours[0].in_size) if ours[0].inputs else (out,)
+
+    def to_ours(self, theirs: np.ndarray, ours: Sequence[Piece]) -> list[np.ndarray]:
+        """Transposed, cut within the heads, shaped."""
+        widths = [piece.shape[-1] for piece in ours]
+        heads = theirs.T.reshape(ours[0].in_size, -1, sum(widths))  # [in, H, parts of a head]
+        parts = np.split(heads, np.cumsum(widths)[:-1], axis=-1)
+        if self.rope_pairs:
+            parts[-1] = _halves(parts[-1])
+        return [part.reshape(p.shape) for part, p in zip(parts, ours, strict=True)]
+
+    def to_theirs(self, arrays: Sequence[np.ndarray], ours: Sequence[Piece]) -> np.ndarray:
+        """Joined within the heads, flat, transposed."""
+        parts = [
+            np.asarray(a).reshape(p.in_size, -1, p.shape[-1])
+            for a, p in zip(arrays, ours, strict=True)
+        ]
+        if self.rope_pairs:
+            parts[-1] = _pairs(parts[-1])
+        flat = np.concatenate(parts, axis=-1).reshape(ours[0].in_size, -1)
+        return np.ascontiguousarray(flat.T).reshape(self.shape(ours))
 
 
 def _halves(heads: np.ndarray) -> np.ndarray:

@@ -12,7 +12,29 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from maxlm.config.schema import Activation
+from maxlm.config.schema import Activation, MLPKind, ModelConfig
+
+# (gate or None, up) → hidden
+Hidden = Callable[[jax.Array | None, jax.Array], jax.Array]
+
+
+def hidden_of(config: ModelConfig) -> Hidden:
+    """How the hidden width of a model's MLP comes from its projections.
+
+    `act(gate) × up`, gated_shifted `act(gate) × (up + 1)`, plain `act(up)`; with `mlp_limit` m the
+    gate is at most m and a gated up within ±m, before anything else (gpt-oss, arXiv:2508.10925).
+    """
+    act, limit = ACTIVATIONS[config.activation], config.mlp_limit
+    shift = 1 if config.mlp is MLPKind.GATED_SHIFTED else 0
+
+    def hidden(gate: jax.Array | None, up: jax.Array) -> jax.Array:
+        if gate is None:
+            return act(up if limit is None else jnp.minimum(up, limit))
+        if limit is not None:
+            gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
+        return act(gate) * (up + shift if shift else up)
+
+    return hidden
 
 
 @jax.custom_vjp
@@ -43,6 +65,7 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     Activation.SILU: jax.nn.silu,
     Activation.GELU: gelu,
     Activation.GELU_TANH: lambda x: jax.nn.gelu(x, approximate=True),
+    Activation.QUICK_GELU: lambda x: x * jax.nn.sigmoid(1.702 * x),  # arXiv:1606.08415, section 2
     Activation.RELU: jax.nn.relu,
     Activation.RELU2: lambda x: jnp.square(jax.nn.relu(x)),  # So et al., arXiv:2109.08668
 }

@@ -10,6 +10,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.choices import ContextAttention
+from maxlm.config.expert_layers import Layer
+from maxlm.config.head_widths import value_dim
 from maxlm.config.schema import AttentionSpan, BiasKind, ModelConfig, QKNormWidth
 from maxlm.kernels.attention.attend import AttentionSettings, attention
 from maxlm.kernels.context.attention import context_attention
@@ -95,7 +97,7 @@ class Attention(nnx.Module):
     def __init__(
         self,
         config: ModelConfig,
-        span: AttentionSpan,
+        layer: Layer,
         rngs: nnx.Rngs,
         *,
         init: Initializer,
@@ -103,29 +105,17 @@ class Attention(nnx.Module):
         dtype: jnp.dtype,
     ):
         heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
-        embed = config.embed_dim
         assert kv_heads and width
-        qkv_bias = config.attention_bias in (BiasKind.QKV, BiasKind.ALL)
-        self.window = config.attention_window if span is AttentionSpan.LOCAL else None
+        is_local = layer.span is AttentionSpan.LOCAL
+        self.window = config.attention_window if is_local else None
+        self.has_rope = layer.has_rope
         self.logit_cap = config.attention_logit_cap
-
-        def project(count: int, axis: str) -> Projection:
-            return Projection(
-                rngs,
-                (embed, count, width),
-                axes=("embed", axis, "head_dim"),
-                inputs=1,
-                init=init,
-                bias=qkv_bias,
-                dtype=dtype,
-            )
-
-        self.query = project(heads, "heads")
-        self.key = project(kv_heads, "kv_heads")
-        self.value = project(kv_heads, "kv_heads")
+        # What a cache holds of a token, [K, C] and [K, V].
+        self.key_shape, self.value_shape = (kv_heads, width), (kv_heads, value_dim(config))
+        self._declare(config, rngs, init, dtype)
         self.output = Projection(
             rngs,
-            (heads, width, embed),
+            (heads, value_dim(config), config.embed_dim),
             axes=("heads", "head_dim", "embed"),
             inputs=2,
             init=output_init,
@@ -135,6 +125,34 @@ class Attention(nnx.Module):
         scale = config.attention_scale
         # The kernels divide by √head_dim.
         self.query_factor = None if scale is None else scale * width**0.5
+        self.sinks = (
+            declare(rngs, (heads,), axes=("heads",), kind=Kind.VECTOR, init=zeros, dtype=dtype)
+            if config.attention_sinks
+            else None
+        )
+
+    def _declare(
+        self, config: ModelConfig, rngs: nnx.Rngs, init: Initializer, dtype: jnp.dtype
+    ) -> None:
+        """Make what queries, keys and values come from."""
+        heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
+        assert kv_heads and width
+        qkv_bias = config.attention_bias in (BiasKind.QKV, BiasKind.ALL)
+
+        def project(count: int, axis: str, width: int) -> Projection:
+            return Projection(
+                rngs,
+                (config.embed_dim, count, width),
+                axes=("embed", axis, "head_dim"),
+                inputs=1,
+                init=init,
+                bias=qkv_bias,
+                dtype=dtype,
+            )
+
+        self.query = project(heads, "heads", width)
+        self.key = project(kv_heads, "kv_heads", width)
+        self.value = project(kv_heads, "kv_heads", value_dim(config))
         self.joint_norm = config.qk_norm_width is QKNormWidth.PROJECTION
 
         def head_norm(count: int) -> Norm | None:
@@ -156,25 +174,9 @@ class Attention(nnx.Module):
         Returns:
             The sublayer's output `[B, T, D]` and the cache with the current tokens written.
         """
-        query = constrain(self.query(x), "batch", "length", "heads", "head_dim")
-        key = constrain(self.key(x), "batch", "length", "kv_heads", "head_dim")
-        value = constrain(self.value(x), "batch", "length", "kv_heads", "head_dim")
-        # Named for the policies of rematerialization.py: as the kernel reads them, or where a norm
-        # follows, whose gradient needs its input, before it.
-        value = checkpoint_name(value, "value")
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
-            query, key = self._normed(self.query_norm, query), self._normed(self.key_norm, key)
-        rope = context.rope
-        if self.window is not None and context.local_rope is not None:
-            rope = context.local_rope
-        if rope is not None:
-            query, key = apply_rope(query, *rope), apply_rope(key, *rope)
-        if self.query_factor is not None:
-            query = query * jnp.asarray(self.query_factor, query.dtype)
-        if self.query_norm is None:
-            query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
+        query, key, value = self._projected(x, context)
         features: dict[str, Any] = {"window": self.window, "logit_cap": self.logit_cap}
+        features["sinks"] = None if self.sinks is None else self.sinks[...]
         segments = context.segment_ids
         cache, now = None, context.now
         if stacked is not None and now is not None:
@@ -188,6 +190,33 @@ class Attention(nnx.Module):
             features["settings"] = context.settings
             out = attention(query, key, value, segment_ids=segments, **features)
         return self.output(constrain(out, "batch", "length", "heads", "head_dim")), cache
+
+    def _projected(self, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries `[B, T, H, C]`, keys `[B, T, K, C]` and values `[B, T, K, V]` as kernels take them."""
+        query = constrain(self.query(x), "batch", "length", "heads", "head_dim")
+        key = constrain(self.key(x), "batch", "length", "kv_heads", "head_dim")
+        value = constrain(self.value(x), "batch", "length", "kv_heads", "head_dim")
+        # Named for the policies of rematerialization.py: as the kernel reads them, or where a norm
+        # follows, whose gradient needs its input, before it.
+        value = checkpoint_name(value, "value")
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
+            query, key = self._normed(self.query_norm, query), self._normed(self.key_norm, key)
+        rope = self._rope(context)
+        if rope is not None:
+            query, key = apply_rope(query, *rope), apply_rope(key, *rope)
+        if self.query_factor is not None:
+            query = query * jnp.asarray(self.query_factor, query.dtype)
+        if self.query_norm is None:
+            query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
+        return query, key, value
+
+    def _rope(self, context: Context) -> Angles | None:
+        """The rotations of this layer; None where it has no positions."""
+        if not self.has_rope:
+            return None
+        is_own = self.window is not None and context.local_rope is not None
+        return context.local_rope if is_own else context.rope
 
     def _normed(self, norm: Norm, x: jax.Array) -> jax.Array:
         """Norm of heads `x [B, T, H, C]`, each by itself or all together."""

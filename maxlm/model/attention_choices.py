@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from maxlm.config.choices import AttentionKernel, ContextAttention
+from maxlm.config.head_widths import value_dim
 from maxlm.config.schema import AttentionSpan, ModelConfig
 from maxlm.errors import ParallelError
 from maxlm.kernels.attention.choose import choose
@@ -50,6 +51,8 @@ def attention_choices(
             dtype=jnp.dtype(execution.compute_dtype).name,
             window=config.attention_window if span is AttentionSpan.LOCAL else None,
             logit_cap=config.attention_logit_cap,
+            value_dim=value_dim(config),
+            sinks=config.attention_sinks,
         )
         choices[span.value] = str(choose(call, hardware, execution.attention))
     return choices

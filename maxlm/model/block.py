@@ -15,6 +15,7 @@ from maxlm.kernels.experts.dispatch import ExpertKernels
 from maxlm.model.attention import Attention, CachedLayer, Context
 from maxlm.model.cache import Cache
 from maxlm.model.experts import Experts
+from maxlm.model.latent_attention import LatentAttention
 from maxlm.model.mlp import MLP
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import matrix_init, normal
@@ -38,8 +39,9 @@ class Block(nnx.Module):
         zero = config.projection_init is ProjectionInit.ZERO
         output_std = 0.0 if zero else config.init_std / (2 * config.num_layers) ** 0.5
         output_init = normal(output_std)
-        self.attention = Attention(
-            config, layer.span, rngs, init=init, output_init=output_init, dtype=dtype
+        attention = Attention if config.kv_latent_dim is None else LatentAttention
+        self.attention = attention(
+            config, layer, rngs, init=init, output_init=output_init, dtype=dtype
         )
         inits: dict[str, Any] = {"init": init, "output_init": output_init, "dtype": dtype}
         self.mlp = (

@@ -19,7 +19,7 @@ class Cache(NamedTuple):
     """Keys and values of the layers of a stack."""
 
     key: jax.Array  # [L, B, K, S, C]
-    value: jax.Array  # [L, B, K, S, C]
+    value: jax.Array  # [L, B, K, S, V]
 
 
 class Pass(NamedTuple):
@@ -53,7 +53,7 @@ def ring_size(length: int, window: int | None, longest_pass: int) -> int:
 
 
 def write(cache: Cache, layer: jax.Array, key: jax.Array, value: jax.Array, now: Pass) -> Cache:
-    """The cache with keys and values `[P, T, K, C]` of a pass in a layer of it."""
+    """The cache with keys `[P, T, K, C]` and values `[P, T, K, V]` of a pass in a layer of it."""
     size, index = cache.key.shape[3], jnp.arange(key.shape[1])
     counts = now.counts[:, None]
     kept = (index < counts) & (index >= counts - size)  # of more than the ring holds, the last
@@ -74,10 +74,11 @@ def attend_cached(
     *,
     window: int | None,
     logit_cap: float | None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Attention of a pass over its rows, after its own tokens were written.
 
-    As `reference_attention` defines it: causal, softmax in float32, with windows and soft-cap.
+    As `reference_attention` defines it: causal, softmax in float32, with windows, soft-cap and sinks.
 
     Args:
         query: `[P, T, H, C]`.
@@ -86,9 +87,10 @@ def attend_cached(
         now: the pass.
         window: how many keys a query sees, itself included; None: all before it.
         logit_cap: soft cap of the scores.
+        sinks: `[H]` logits in the softmax's denominator; None: none.
 
     Returns:
-        `[P, T, H, C]`, in the query's dtype.
+        `[P, T, H, V]`, in the query's dtype.
     """
     batch, length, num_heads, width = query.shape
     num_kv_heads, size = cache.key.shape[2:4]
@@ -100,9 +102,13 @@ def attend_cached(
         scores = logit_cap * jnp.tanh(scores / logit_cap)
     visible = _visible(now, length, size, window)  # [P, T, S]
     scores = jnp.where(visible[:, None, None], scores, jnp.finfo(wide).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    if sinks is not None:
+        column = sinks.astype(wide).reshape(num_kv_heads, -1, 1, 1)
+        column = jnp.broadcast_to(column, (*scores.shape[:-1], 1))
+        scores = jnp.concatenate([scores, column], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1)[..., :size].astype(value.dtype)
     out = jnp.einsum("pkgts,pksc->ptkgc", weights, value)
-    return out.reshape(batch, length, num_heads, width).astype(query.dtype)
+    return out.reshape(batch, length, num_heads, value.shape[-1]).astype(query.dtype)
 
 
 def placed(caches: list[list[Cache]]) -> list[list[Cache]]:

@@ -7,10 +7,10 @@ the matmuls of the traced program.
 from __future__ import annotations
 
 from maxlm.config.expert_layers import layers_with_experts
+from maxlm.config.head_widths import value_dim
 from maxlm.config.schema import (
     AttentionSpan,
     BiasKind,
-    MLPKind,
     ModelConfig,
     NormKind,
     NormPlacement,
@@ -19,8 +19,9 @@ from maxlm.config.schema import (
 )
 
 MFU_FORMULA = (
-    "6 × matmul parameters (of experts, those that a token visits) + 6 × length × heads × head_dim per layer (causal; length capped at "
-    "the window in local layers), per token, over the device's dense bf16 peak"
+    "6 × matmul parameters (of experts, those that a token visits) + 6 × length × heads × head_dim per "
+    "layer (causal; length capped at the window in local layers; head_dim the mean of keys' and values' "
+    "widths), per token, over the device's dense bf16 peak"
 )
 
 
@@ -68,11 +69,12 @@ def train_flops_per_token(model: ModelConfig, length: int) -> float:
 
     `6 × matmul parameters`, plus causal attention `6 × length × heads × head_dim` a layer (scores
     and values, 2 FLOPs a multiply-add, backward twice the forward, halved for causality; the
-    length capped at the window in local layers).
+    length capped at the window in local layers). Where values have another width, scores and values
+    are `3 × length × heads` of each: latent attention counts as it is computed, expanded.
     """
     assert model.head_dim
     attention = sum(
-        6 * _seen(model, layer, length) * model.num_heads * model.head_dim
+        3 * _seen(model, layer, length) * model.num_heads * (model.head_dim + value_dim(model))
         for layer in range(model.num_layers)
     )
     return 6 * count_matmul_parameters(model) + attention
@@ -94,6 +96,7 @@ def _blocks(model: ModelConfig) -> int:
             assert model.num_experts and model.expert_mlp_dim
             total += _experts_matmul(model, model.num_experts + model.shared_experts)
             total += model.num_experts * _mlp_biases(model, model.expert_mlp_dim)
+            total += model.num_experts if model.router_logit_bias else 0
             if model.shared_experts:
                 total += _mlp_biases(model, model.shared_experts * model.expert_mlp_dim)
         else:
@@ -104,8 +107,21 @@ def _blocks(model: ModelConfig) -> int:
 
 def _attention_matmul(model: ModelConfig) -> int:
     assert model.num_kv_heads and model.head_dim
-    heads = 2 * model.num_heads + 2 * model.num_kv_heads
-    return model.embed_dim * heads * model.head_dim
+    output = model.num_heads * value_dim(model) * model.embed_dim
+    if model.kv_latent_dim is not None:
+        return _latent_matmul(model) + output
+    keys_and_values = model.num_kv_heads * (model.head_dim + value_dim(model))
+    return model.embed_dim * (model.num_heads * model.head_dim + keys_and_values) + output
+
+
+def _latent_matmul(model: ModelConfig) -> int:
+    """Of the maps into latents and out of them, and of the key that all heads share."""
+    assert model.head_dim and model.kv_latent_dim and model.latent_rope_dim
+    embed, heads, rope = model.embed_dim, model.num_heads, model.latent_rope_dim
+    into = (model.query_latent_dim or 0) + model.kv_latent_dim + rope
+    query = (model.query_latent_dim or embed) * heads * model.head_dim
+    unturned = model.head_dim - rope
+    return embed * into + query + model.kv_latent_dim * heads * (unturned + value_dim(model))
 
 
 def _mlp_matmul(model: ModelConfig) -> int:
@@ -121,11 +137,11 @@ def _experts_matmul(model: ModelConfig, count: int) -> int:
 
 
 def _projections(model: ModelConfig) -> int:
-    return 3 if model.mlp is MLPKind.GATED else 2
+    return 3 if model.mlp.is_gated else 2
 
 
 def _attention_and_norm_vectors(model: ModelConfig) -> int:
-    """Biases of attention and the norms of a block."""
+    """Biases and sinks of attention and the norms of a block."""
     assert model.num_kv_heads and model.head_dim
     placements = 4 if model.norm_placement is NormPlacement.BOTH else 2
     total = placements * _norm(model, model.embed_dim)
@@ -133,8 +149,17 @@ def _attention_and_norm_vectors(model: ModelConfig) -> int:
         joint = model.qk_norm_width is QKNormWidth.PROJECTION
         heads = model.num_heads + model.num_kv_heads if joint else 2
         total += heads * _norm(model, model.head_dim)
-    if model.attention_bias is not BiasKind.NONE:
-        total += (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    if model.attention_sinks:
+        total += model.num_heads
+    if model.kv_latent_dim is not None:
+        assert model.latent_rope_dim
+        latents = (model.query_latent_dim or 0) + model.kv_latent_dim
+        total += _norm(model, latents)
+        if model.attention_bias is BiasKind.ALL:
+            total += latents + model.latent_rope_dim
+    elif model.attention_bias is not BiasKind.NONE:
+        total += (model.num_heads + model.num_kv_heads) * model.head_dim
+        total += model.num_kv_heads * value_dim(model)
     if model.attention_bias is BiasKind.ALL:
         total += model.embed_dim
     return total

@@ -252,21 +252,14 @@ class Decoder(nnx.Module):
             length: most tokens that one comes to hold.
             longest_pass: most tokens that are read at once into a row that holds some.
         """
-        c = self.config
-        assert c.num_kv_heads and c.head_dim
-        heads, width, dtype = c.num_kv_heads, c.head_dim, self.execution.compute_dtype
+        dtype = self.execution.compute_dtype
 
-        def empty(repeats: int, window: int | None) -> Cache:
-            size = ring_size(length, window, longest_pass)
-            shape = (repeats, batch_size, heads, size, width)
-            return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        def empty(repeats: int, block: Block) -> Cache:
+            size = ring_size(length, block.attention.window, longest_pass)
+            shapes = block.attention.key_shape, block.attention.value_shape
+            return Cache(*(jnp.zeros((repeats, batch_size, k, size, w), dtype) for k, w in shapes))
 
-        return placed(
-            [
-                [empty(s.repeats, block.attention.window) for block in s.blocks]
-                for s in self.segments
-            ]
-        )
+        return placed([[empty(s.repeats, block) for block in s.blocks] for s in self.segments])
 
     def _is_zigzag(self, batch: Batch) -> bool:
         """Whether tokens lie in another order inside the model, see `kernels/context/order.py`."""
@@ -345,7 +338,7 @@ def segment_plan(config: ModelConfig) -> list[tuple[tuple[Layer, ...], int]]:
     Each of the two is repeats of its pattern and a remainder that does not fill one.
     """
     layers = layers_of(config)
-    attention = len(config.attention_pattern)
+    attention = math.lcm(len(config.attention_pattern), len(config.rope_pattern))
     if config.num_experts is None:
         return _periodic(layers, attention)
     first, rest = layers[: config.dense_layers], layers[config.dense_layers :]

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maxlm.config.schema import MLPKind, ModelConfig
-from maxlm.kernels.activations import ACTIVATIONS
+from maxlm.config.schema import ModelConfig
+from maxlm.kernels.activations import hidden_of
 from maxlm.kernels.experts.capacity import places_per_row, within_capacity
 from maxlm.kernels.experts.dispatch import WEIGHT_AXES, ExpertKernels, apply_experts
 from maxlm.kernels.experts.mlp import ExpertWeights
@@ -69,7 +69,7 @@ class Experts(nnx.Module):
             )
 
         self.router = Router(config, rngs, init=init, dtype=dtype)
-        gated = config.mlp is MLPKind.GATED
+        gated = config.mlp.is_gated
         self.gate = project("gate", (embed, hidden), init) if gated else None
         self.up = project("up", (embed, hidden), init)
         self.down = project("down", (hidden, embed), output_init)
@@ -106,7 +106,7 @@ class Experts(nnx.Module):
             chosen,
             scores,
             self._weights(x.dtype),
-            activation=ACTIVATIONS[c.activation],
+            hidden_of=hidden_of(c),
             kernels=self.kernels,
             places=places,
         )

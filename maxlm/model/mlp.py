@@ -7,15 +7,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from maxlm.config.schema import MLPKind, ModelConfig
-from maxlm.kernels.activations import ACTIVATIONS
+from maxlm.config.schema import ModelConfig
+from maxlm.kernels.activations import hidden_of
 from maxlm.model.attention import Projection
 from maxlm.model.parameter import Initializer
 from maxlm.parallel.axes import constrain
 
 
 class MLP(nnx.Module):
-    """`down(act(up x))`, or gated `down(act(gate x) × up x)`."""
+    """`down(act(up x))`, or gated `down(act(gate x) × up x)`, see `hidden_of`."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class MLP(nnx.Module):
     ):
         embed, hidden = config.embed_dim, hidden or config.mlp_dim
         assert hidden
-        self.activation = config.activation
+        self.hidden_of = hidden_of(config)
 
         def project(axes: tuple[str, str], init: Initializer) -> Projection:
             shape = (embed, hidden) if axes[0] == "embed" else (hidden, embed)
@@ -37,18 +37,15 @@ class MLP(nnx.Module):
                 rngs, shape, axes=axes, inputs=1, init=init, bias=config.mlp_bias, dtype=dtype
             )
 
-        gated = config.mlp is MLPKind.GATED
+        gated = config.mlp.is_gated
         self.gate = project(("embed", "mlp"), init) if gated else None
         self.up = project(("embed", "mlp"), init)
         self.down = project(("mlp", "embed"), output_init)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `x [B, T, D]` to `[B, T, D]`."""
-        act = ACTIVATIONS[self.activation]
-        hidden = checkpoint_name(constrain(self.up(x), "batch", "length", "mlp"), "mlp_up")
+        up = checkpoint_name(constrain(self.up(x), "batch", "length", "mlp"), "mlp_up")
+        gate = None
         if self.gate is not None:
             gate = checkpoint_name(constrain(self.gate(x), "batch", "length", "mlp"), "mlp_gate")
-            hidden = act(gate) * hidden
-        else:
-            hidden = act(hidden)
-        return self.down(hidden)
+        return self.down(self.hidden_of(gate, up))

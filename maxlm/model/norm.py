@@ -13,9 +13,17 @@ from maxlm.model.parameter import Kind, declare, ones, zeros
 class Norm(nnx.Module):
     """Normalises the last dim; scale always, bias where the config says so."""
 
-    def __init__(self, config: ModelConfig, size: int, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(
+        self,
+        config: ModelConfig,
+        size: int,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype,
+        *,
+        epsilon: float | None = None,
+    ):
         self.kind = config.norm
-        self.epsilon = config.norm_epsilon
+        self.epsilon = config.norm_epsilon if epsilon is None else epsilon
         self.scale = declare(
             rngs, (size,), axes=("vector",), kind=Kind.VECTOR, init=ones, dtype=dtype
         )

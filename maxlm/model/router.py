@@ -15,7 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.schema import ModelConfig, RouterScoring
-from maxlm.model.parameter import Initializer, Kind, declare, declare_moved
+from maxlm.model.parameter import Initializer, Kind, declare, declare_moved, zeros
 
 
 class Load(NamedTuple):
@@ -42,6 +42,18 @@ class Router(nnx.Module):
             init=init,
             inputs=("embed",),
             dtype=dtype,
+        )
+        self.logit_bias = (
+            declare(
+                rngs,
+                (config.num_experts,),
+                axes=("router",),
+                kind=Kind.VECTOR,
+                init=zeros,
+                dtype=dtype,
+            )
+            if config.router_logit_bias
+            else None
         )
         self.bias = (
             None
@@ -71,10 +83,14 @@ class Router(nnx.Module):
             self.kernel[...].astype(wide),
             precision=jax.lax.Precision.HIGHEST,
         )
+        if self.logit_bias is not None:
+            logits = logits + self.logit_bias[...]
         logits = checkpoint_name(logits, "router_logits")
         softmax = c.router_scoring is RouterScoring.SOFTMAX
         scores = jax.nn.softmax(logits, -1) if softmax else jax.nn.sigmoid(logits)
         preferred = scores if self.bias is None else scores + self.bias[...]
+        if c.router_groups > 1:
+            preferred = self._of_best_groups(preferred)
         _, chosen = jax.lax.top_k(jax.lax.stop_gradient(preferred), c.experts_per_token)
         weights = jnp.take_along_axis(scores, chosen, -1)
         if c.router_normalize:
@@ -93,3 +109,17 @@ class Router(nnx.Module):
             dropped=jnp.zeros((), wide),
         )
         return chosen, weights * c.router_scale, load
+
+    def _of_best_groups(self, preferred: jax.Array) -> jax.Array:
+        """Scores `[B, T, E]`, -inf outside of a token's groups.
+
+        A group counts by its best expert (DeepSeek-V2, arXiv:2405.04434, section 2.2.2), with
+        sigmoids by the sum of its best two (DeepSeek-V3, arXiv:2412.19437, section 2.1.2).
+        """
+        c = self.config
+        groups = preferred.reshape(*preferred.shape[:2], c.router_groups, -1)  # [B, T, groups, E/…]
+        counted = 2 if c.router_scoring is RouterScoring.SIGMOID else 1
+        best = jax.lax.top_k(groups, counted)[0].sum(-1)  # [B, T, groups]
+        _, chosen = jax.lax.top_k(best, c.router_groups_per_token)
+        kept = (chosen[..., None] == jnp.arange(c.router_groups)).any(-2)
+        return jnp.where(kept[..., None], groups, -jnp.inf).reshape(preferred.shape)

@@ -36,6 +36,9 @@ TABLE: dict[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
     "experts": ("expert",),
     "expert_embed": ("fsdp", "context"),  # `embed` of a matrix that `expert` shards already
+    # What goes into a map out of a latent lies as `embed` does, what comes out of one into it does not.
+    "latent": ("fsdp", "expert", "context"),
+    "latent_out": (),
     "router": (),  # the experts as outputs of the router, whose every token needs them all
     "layers": ("stage",),
     "stages": ("stage",),  # of a pipeline: what each of them works on …

@@ -68,7 +68,7 @@ def _layer_weights(job: Job) -> float:
         if info.kind.value == "matrix":
             shards = 1
             for axis in info.axes:
-                if axis not in ("embed", "expert_embed", "layers"):
+                if axis not in ("embed", "expert_embed", "latent", "layers"):
                     shards *= job.size(*TABLE[axis])
             total += info.size / shards
     return total / job.model.num_layers

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from maxlm.config.choices import AttentionKernel, ContextAttention
+from maxlm.config.head_widths import value_dim
 from maxlm.kernels.attention.choose import choose
 from maxlm.kernels.attention.features import AttentionCall, Hardware
 from maxlm.kernels.attention.splash import block_size
@@ -64,13 +65,15 @@ def attention_time(job: Job, seen: int) -> AttentionTime:
     kernel = _kernel(job, seen) if own else AttentionKernel.CHUNKED
     if kernel is AttentionKernel.SPLASH:
         return _splash(job, heads / context, seen)
-    # 2 matmuls forward and 5 backward, each 2 FLOPs for a query, a key and a width of the head.
+    # 2 FLOPs for a query, a key and a width of the head: forward 1 matmul of the keys' and 1 of the
+    # values' width, backward 3 and 2.
     pairs = job.rows * _pairs(job.length, seen) / context
-    one = 2.0 * pairs * heads * model.head_dim
+    keys, values = (2.0 * pairs * heads * width for width in (model.head_dim, value_dim(model)))
     forward, backward = _CUDNN if kernel is AttentionKernel.CUDNN else _XLA
     peak = job.chip.peak
     is_kernel = kernel is AttentionKernel.CUDNN
-    return AttentionTime(2 * one / (peak * forward), 5 * one / (peak * backward), is_kernel)
+    times = (keys + values) / (peak * forward), (3 * keys + 2 * values) / (peak * backward)
+    return AttentionTime(*times, is_kernel)
 
 
 def _pairs(length: int, seen: int) -> float:
@@ -89,6 +92,8 @@ def _kernel(job: Job, seen: int) -> AttentionKernel:
         dtype=precision.value,
         window=seen if seen < job.length else None,
         logit_cap=model.attention_logit_cap,
+        value_dim=value_dim(model),
+        sinks=model.attention_sinks,
     )
     # Every GPU of the table is of Ampere or later, which cuDNN's attention takes.
     hardware = Hardware(job.chip.platform, job.chip.device_kind, compute_capability=9.0)
@@ -103,7 +108,8 @@ def _splash(job: Job, heads: float, seen: int) -> AttentionTime:
     block = block_size(length, window, model.head_dim * itemsize)
     blocks = heads * job.rows * _blocks(length // block, seen, block)
     # A head narrower than the matrix unit takes it whole.
-    wide = max(1, -(-model.head_dim // 128)) * (itemsize / 2)
+    units = [max(1, -(-width // 128)) for width in (model.head_dim, value_dim(model))]
+    wide = sum(units) / 2 * (itemsize / 2)
     scale = (block / 1024) ** 2 * wide / _SCORES_PER_CYCLE.get(chip.name, 1.0)
     halvings = (1024 // block).bit_length() - 1
     forward, dq, dkv = (

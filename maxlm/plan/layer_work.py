@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maxlm.config.choices import AttentionSpan, MLPKind, NormPlacement, Rematerialization
+from maxlm.config.choices import AttentionSpan, NormPlacement, Rematerialization
 from maxlm.config.expert_layers import Layer
+from maxlm.config.head_widths import value_dim
 from maxlm.model.rematerialization import ATTENTION_NAMES, BLOCK_INPUT, MATMUL_NAMES
 from maxlm.plan.job import Job
 
@@ -117,20 +118,21 @@ def layer_work(job: Job, layer: Layer) -> LayerWork:
     tokens, embed = float(job.tokens), model.embed_dim
     query = model.num_heads * model.head_dim / tensor
     key = model.num_kv_heads * model.head_dim / tensor
+    value, out = (n * value_dim(model) / tensor for n in (model.num_kv_heads, model.num_heads))
     post = model.norm_placement is not NormPlacement.PRE
-    lanes = _lanes(job, model.head_dim)
-    matmuls = [
-        Matmul("query", tokens, embed, query),
-        Matmul("key", tokens, embed, key),
-        Matmul("value", tokens, embed, key),
-        Matmul("attention_projected", tokens, query, embed),
-    ]
+    lanes, value_lanes = _lanes(job, model.head_dim), _lanes(job, value_dim(model))
+    sources: list[tuple[str, float, float]]
+    sources = [("query", embed, query), ("key", embed, key), ("value", embed, value)]
+    if model.kv_latent_dim is not None:
+        sources = _latent_maps(job, query, key, value)
+    matmuls = [Matmul(name, tokens, width, made) for name, width, made in sources]
+    matmuls.append(Matmul("attention_projected", tokens, out, embed))
     widths = {
         BLOCK_INPUT: tokens * embed,
         "query": tokens * query * lanes,
         "key": tokens * key * lanes,
-        "value": tokens * key * lanes,
-        "attention_out": tokens * query * lanes,
+        "value": tokens * value * value_lanes,
+        "attention_out": tokens * out * value_lanes,
         "attention_lse": tokens * model.num_heads / tensor,
         "attention_projected": tokens * embed,
     }
@@ -145,6 +147,19 @@ def layer_work(job: Job, layer: Layer) -> LayerWork:
     return LayerWork(tuple(matmuls + mlp), widths, inner, seen, job.policy, itemsize(job))
 
 
+def _latent_maps(
+    job: Job, query: float, key: float, value: float
+) -> list[tuple[str, float, float]]:
+    """Name, inputs and outputs of the maps into latents, which no policy keeps, and out of them."""
+    model, embed = job.model, float(job.model.embed_dim)
+    latent, rope, queries = model.kv_latent_dim, model.latent_rope_dim, model.query_latent_dim
+    assert model.head_dim and latent and rope
+    maps = [("query_latent", embed, float(queries))] if queries else []
+    maps += [("query", float(queries or embed), query), ("latent", embed, float(latent + rope))]
+    unturned = key * (1 - rope / model.head_dim)
+    return [*maps, ("key", float(latent), unturned), ("value", float(latent), value)]
+
+
 def itemsize(job: Job) -> int:
     """Bytes of an activation's element."""
     return 2 if job.config.train.precision == "bfloat16" else WIDE
@@ -155,7 +170,7 @@ def _mlp(
 ) -> tuple[list[Matmul], dict[str, float], float]:
     """Matmuls of the MLP or the experts, what they can keep, and elements of the hidden width."""
     model, tensor, embed = job.model, job.mesh["tensor"], job.model.embed_dim
-    gated = model.mlp is MLPKind.GATED
+    gated = model.mlp.is_gated
     if not layer.has_experts:
         assert model.mlp_dim
         width = model.mlp_dim / tensor

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from maxlm.config.choices import ContextAttention
 from maxlm.config.expert_layers import Layer, layers_of
+from maxlm.config.head_widths import value_dim
 from maxlm.kernels.context.ulysses import heads_between
 from maxlm.model.decoder import padded_vocab
 from maxlm.parallel.axes import TABLE
@@ -107,15 +108,19 @@ def _parameters(traffic: _Traffic, habits: Habits) -> None:
         )  # fmt: skip
 
 
+# Logical axes of a matrix that are gathered before it multiplies; each has one of them at most.
+_GATHERED = ("embed", "expert_embed", "latent")
+
+
 def _by_axes(job: Job) -> dict[tuple[str, ...], float]:
     """Elements of the layers' matrices on a device once gathered, by the axes that are gathered."""
     found: Counter[tuple[str, ...]] = Counter()
     for info in definition(job).parameters.values():
         if info.kind.value != "matrix":
             continue
-        gathered = [TABLE[axis] for axis in info.axes if axis in ("embed", "expert_embed")]
+        gathered = [TABLE[axis] for axis in info.axes if axis in _GATHERED]
         axes = gathered[0] if gathered else ()
-        kept = [axis for axis in info.axes if axis not in ("embed", "expert_embed")]
+        kept = [axis for axis in info.axes if axis not in _GATHERED]
         shards = 1
         for axis in kept:
             shards *= job.size(*TABLE[axis])
@@ -151,8 +156,9 @@ def _context(traffic: _Traffic, part: float, times: float, again: int) -> None:
     job, model, axes = traffic.job, traffic.job.model, ("context",)
     assert model.num_kv_heads and model.head_dim
     count, tensor = job.mesh["context"], job.mesh["tensor"]
-    head = job.tokens * part * model.head_dim * itemsize(job)
-    keys = 2 * head * model.num_kv_heads / tensor
+    # A head's key and value; its query and output are as wide.
+    head = job.tokens * part * (model.head_dim + value_dim(model)) * itemsize(job)
+    keys = head * model.num_kv_heads / tensor
     method = job.context_method
     if method is ContextAttention.RING:
         forward = (count - 1) * (again + 1)  # the backward pass turns them around once more
@@ -166,7 +172,7 @@ def _context(traffic: _Traffic, part: float, times: float, again: int) -> None:
         )
     elif method is ContextAttention.ULYSSES:
         _, kv = heads_between(model.num_heads // tensor, model.num_kv_heads // tensor, count)
-        moved = head * (2 * model.num_heads / tensor + 2 * kv * count)
+        moved = head * (model.num_heads / tensor + kv * count)
         traffic.add("tokens for heads", "all-to-all", axes, moved, (again + 1) * times)
     else:
         traffic.add("keys and values", "all-gather", axes, keys * count, (again + 1) * times)

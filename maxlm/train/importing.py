@@ -162,6 +162,8 @@ def _import(
 ) -> Imported:
     parameters = count_parameters(config.model)
     message(f"{source}: {family.name}, {parameters:,} parameters")
+    if config.model.rope_context is not None:
+        message(_which_factors(config.model))
     read = _read(family, config, weights, asked=asked)
     config = read.config
     folder = RunFolder(output)
@@ -225,6 +227,8 @@ def _run_config(
         raise ConfigError(
             f"--length {length}: {source} was made for 2 to {model.max_length:,} tokens"
         )
+    if model.rope_context is not None:
+        model = model.model_copy(update={"rope_context": length or model.max_length})
     parent, name = os.path.split(output.rstrip("/"))
     config = RunConfig(
         name=name,
@@ -234,6 +238,15 @@ def _run_config(
         train=TrainConfig(precision=Precision.FLOAT32),
     )
     return overridden(config, overrides, source=source)
+
+
+def _which_factors(model: ModelConfig) -> str:
+    context, original = model.rope_context or 0, model.rope_scaling.original_length or 0
+    which, sign = ("long", ">") if context > original else ("short", "≤")
+    return (
+        f"longrope: the {which} factors for texts of every length, by the context of {context:,} "
+        f"tokens {sign} {original:,} (--length)"
+    )
 
 
 def _asks_for_mesh(overrides: list[str] | None) -> bool:

@@ -21,6 +21,18 @@ MISFITS = {
         ["model.num_experts=4", "model.dense_layers=12"],
         "no layer has experts: of 12 layers, the first 12 are dense",
     ),
+    "experts in groups": (
+        ["model.num_experts=6", "model.router_groups=4"],
+        "6 experts (model.num_experts) do not divide into 4 groups: nearest are 3 and 6",
+    ),
+    "too few experts in a token's groups": (
+        ["model.num_experts=8", "model.experts_per_token=3", "model.router_groups=4"],
+        "in 1 of 4 groups (model.router_groups) of 2 experts a token cannot visit 3 (experts_per_token): use 2 to 4 groups",
+    ),
+    "groups without two experts": (
+        ["model.num_experts=4", "model.router_groups=4", "model.router_groups_per_token=2", "model.router_scoring=sigmoid"],
+        "a group of 1 expert has no best two, by which sigmoid scores choose it",
+    ),
     "experts over devices": (
         ["model.num_experts=6", "parallel.expert=4"],
         "6 experts (model.num_experts) do not divide over expert 4 (6 = 4 × 1 + 2): nearest are 3 and 6",

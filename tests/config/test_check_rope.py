@@ -25,6 +25,21 @@ from maxlm.errors import ConfigError
             r"has no effect, because model\.rope_scaling\.kind is none",
         ),
         (["model.qk_norm_width=projection"], "has no effect, because model.qk_norm is false"),
+        (["model.rope_pattern=[false]"], "set model.positions to none"),
+        (
+            [
+                "model.rope_scaling.kind=longrope",
+                "model.rope_scaling.original_length=64",
+                "model.rope_scaling.short_factors=[1, 2]",
+                "model.rope_scaling.long_factors=[1, 2]",
+            ],
+            "has 2 factors, but 32 rotated dims of a head have 16 frequencies",
+        ),
+        (
+            ["model.rope_scaling.kind=longrope", "model.rope_scaling.original_length=64"],
+            r"rope_scaling\.short_factors.* is not set, but longrope divides",
+        ),
+        (["model.rope_context=64"], r"has no effect, because model\.rope_scaling\.kind is none"),
         (["model.positions=none", "model.rope_fraction=0.5"], "model.positions is none"),
     ],
 )

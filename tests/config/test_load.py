@@ -112,7 +112,7 @@ MISTAKES = [
     ("optimzer: {}", "a.yaml:1: optimzer: unknown option (did you mean 'optimizer'?)"),
     ("model:\n  num_head: 3", "a.yaml:2: model.num_head: unknown option (did you mean 'num_heads'?)"),
     ("learning_rate: 1", "(did you mean 'optimizer.learning_rate'?)"),
-    ("model:\n  mlp: gate", "a.yaml:2: model.mlp: the text 'gate' does not fit; allowed: gated, plain (did you mean 'gated'?)"),
+    ("model:\n  mlp: gate", "a.yaml:2: model.mlp: the text 'gate' does not fit; allowed: gated, gated_shifted, plain (did you mean 'gated'?)"),
     ("model: {embed_dim: '12'}", "allowed: whole number ≥ 1; remove the quotes"),
     ("name: 12", "name: 12 does not fit; allowed: text; put it in quotes"),
     ("model: {num_layers: 0}", "model.num_layers: 0 does not fit; allowed: whole number ≥ 1"),

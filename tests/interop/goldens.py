@@ -1,6 +1,7 @@
 """What transformers says of the tiny models, stored, so that parity is checked without torch.
 
-python -m tests.interop.goldens     # write tests/interop/goldens/*.npz anew (needs maxlm[test])
+python -m tests.interop.goldens          # write tests/interop/goldens/*.npz anew (needs maxlm[test])
+python -m tests.interop.goldens NAME …   # those of some models alone
 
 Each file holds `logits [2, n, vocab]` at the positions `POSITIONS` of the prompts, and `greedy
 [2, NEW]`, the likeliest continuations of prompts of two lengths.
@@ -8,6 +9,7 @@ Each file holds `logits [2, n, vocab]` at the positions `POSITIONS` of the promp
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -60,12 +62,13 @@ def their_continuation(model, prompt: np.ndarray) -> list[int]:
     return out[0, len(prompt) :].tolist()
 
 
-def main() -> None:
-    """Write all golden files."""
+def main(names: list[str]) -> None:
+    """Write the golden files of these models, or all and no other."""
     FOLDER.mkdir(exist_ok=True)
-    for old in FOLDER.glob("*.npz"):
-        old.unlink()
-    for name in TINY:
+    if not names:
+        for old in FOLDER.glob("*.npz"):
+            old.unlink()
+    for name in names or TINY:
         with tempfile.TemporaryDirectory() as folder:
             write_folder(name, Path(folder))
             model = theirs_of(Path(folder))
@@ -78,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

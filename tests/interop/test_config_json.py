@@ -1,6 +1,7 @@
 """config.json and `ModelConfig`: there and back, and everything that is not supported by its key."""
 
 import json
+import math
 
 import pytest
 
@@ -41,6 +42,12 @@ def test_published_presets_have_the_family_that_their_names_say(name):
     wanted = expected.get(stem) or known.get(stem) or known.get(stem.rstrip("0123456789"))
     if "a3b" in short:
         wanted = "qwen3_moe"
+    if short.startswith("gpt-oss"):
+        wanted = "gpt_oss"
+    if short.startswith("deepseek"):
+        wanted = f"deepseek_{short.split('-')[1]}"
+    if short == "phi4-mini":  # Llama's code turns whole heads alone
+        wanted = "phi3"
     assert family.name == wanted
     assert unsaid(family, model) == []
 
@@ -74,6 +81,86 @@ def test_absent_keys_mean_what_transformers_takes_them_for():
     assert read_model(mistral, bare | {"sliding_window": None}).attention_window is None
 
 
+def test_two_mscales_are_one_attention_factor():
+    scaling = {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 16}
+    llama = family_named("llama")
+
+    def factor(**mscales):
+        theirs = TINY["llama3"] | {"rope_scaling": scaling | mscales}
+        return read_model(llama, theirs).rope_scaling.attention_factor
+
+    assert factor() is None
+    assert factor(mscale=0.707) is None  # transformers takes the two together or none
+    assert factor(mscale=1.0, mscale_all_dim=1.0) == 1
+    wanted = (0.13 * math.log(40) + 1) / (0.06 * math.log(40) + 1)
+    assert factor(mscale=1.3, mscale_all_dim=0.6) == pytest.approx(wanted, rel=1e-12)
+    assert factor(mscale=1.3, mscale_all_dim=0.6, attention_factor=2.0) == 2
+
+
+def test_longrope_is_said_in_the_three_keys_that_transformers_4_takes():
+    family, theirs = family_named("phi3"), TINY["phi3_128k"]
+    scaling = {key: value for key, value in theirs["rope_scaling"].items() if key != "factor"}
+    model = read_model(family, theirs | {"rope_scaling": scaling})
+    assert model.rope_scaling.factor == 32  # of lengths, 64 / 2
+    written = write_model(family, model)
+    assert written["rope_scaling"] == scaling
+    assert written["original_max_position_embeddings"] == 2
+
+
+def test_layers_without_positions_are_listed_or_every_so_many_th():
+    family = family_named("smollm3")
+    bare = {k: v for k, v in TINY["smollm3"].items() if k != "no_rope_layers"}
+    assert read_model(family, bare).rope_pattern == [True, True, True, False]
+    every = read_model(family, bare | {"no_rope_layer_interval": 2})
+    assert every.rope_pattern == [True, False]
+    # Those without positions are the ones that see a window, where nothing else says so.
+    assert every.attention_pattern == [AttentionSpan.GLOBAL, AttentionSpan.LOCAL]
+    with pytest.raises(ConfigError, match=r"no_rope_layers: says of 2 layers .* is 5"):
+        read_model(family, bare | {"no_rope_layers": [1, 0]})
+
+
+def test_gpt_oss_says_that_there_is_no_stretch_where_transformers_would_else_stretch():
+    family = family_named("gpt_oss")
+    bare = {key: value for key, value in TINY["gpt_oss"].items() if key != "rope_scaling"}
+    with pytest.raises(ConfigError, match="rope_scaling: is missing"):
+        read_model(family, bare)
+    plain = read_model(family, bare | {"rope_scaling": {"rope_type": "default"}})
+    assert plain.rope_scaling.kind is RopeScalingKind.NONE
+    assert write_model(family, plain)["rope_scaling"] == {"rope_type": "default"}
+
+
+def test_mscale_of_every_dim_scales_the_attention_of_latents_and_is_written_back():
+    family = family_named("deepseek_v3")
+    model = read_model(family, TINY["deepseek_v3"])
+    sharper = 0.06 * math.log(4) + 1
+    assert model.attention_scale == pytest.approx(20**-0.5 * sharper**2, rel=1e-12)
+    wanted = (0.13 * math.log(4) + 1) / sharper
+    assert model.rope_scaling.attention_factor == pytest.approx(wanted, rel=1e-12)
+    written = write_model(family, model)["rope_scaling"]
+    assert (written["mscale"], written["mscale_all_dim"]) == (1.3, 0.6)
+    assert "attention_factor" not in written
+    for bare in ({}, {"mscale": 1.0}):
+        plain = TINY["deepseek_v3"] | {"rope_scaling": {"type": "yarn", "factor": 4.0} | bare}
+        assert read_model(family, plain).attention_scale is None
+
+
+def test_groups_of_experts_go_by_the_method_that_config_json_names():
+    family, theirs = family_named("deepseek_v2"), TINY["deepseek_v2"]
+    assert read_model(family, theirs).router_groups == 3
+    greedy = read_model(family, theirs | {"topk_method": "greedy"})
+    assert (greedy.router_groups, greedy.router_groups_per_token) == (1, 1)
+    assert write_model(family, greedy)["topk_method"] == "greedy"
+    with pytest.raises(ConfigError, match="topk_method: 'noaux_tc' is not supported, only 'group"):
+        read_model(family, theirs | {"topk_method": "noaux_tc"})
+
+
+def test_how_fast_a_routers_biases_move_is_no_hindrance_but_that_there_are_some_is():
+    family = family_named("deepseek_v3")
+    model = read_model(family, TINY["deepseek_v3"])
+    assert unsaid(family, model.model_copy(update={"router_bias_rate": 0.0})) == []
+    assert unsaid(family, model.model_copy(update={"router_bias_rate": None}))
+
+
 def test_a_pattern_is_the_shortest_that_gives_the_layers():
     full, local = AttentionSpan.GLOBAL, AttentionSpan.LOCAL
     assert shortest_pattern([local, full, local, full, local]) == [local, full]
@@ -85,12 +172,20 @@ def test_a_pattern_is_the_shortest_that_gives_the_layers():
     ("changes", "message"),
     [
         (
-            {"rope_scaling": {"rope_type": "longrope", "factor": 2}},
-            r"rope_scaling\.rope_type: 'longrope' is not",
+            {"rope_scaling": {"rope_type": "dynamic", "factor": 2}},
+            r"rope_scaling\.rope_type: 'dynamic' is not",
         ),
-        ({"rope_scaling": {"rope_type": "yarn", "mscale": 2}}, r"rope_scaling\.mscale: 2 is not"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "factor": 2}},
+            r"rope_scaling\.short_factor: is missing",
+        ),
+        ({"rope_scaling": {"rope_type": "yarn", "scale": 2}}, r"rope_scaling\.scale: 2 is not"),
         ({"hidden_act": "silo"}, r"hidden_act: 'silo' is not supported \(did you mean 'silu'\?\)"),
         ({"quantization_config": {"bits": 4}}, "quantization_config: .* is not supported"),
+        (
+            {"quantization_config": {"quant_method": "mxfp4"}},
+            r"quantization_config: 'mxfp4' is not supported: .*Mxfp4Config\(dequantize=True\)",
+        ),
         ({"num_hidden_layers": 0}, "num_hidden_layers: 0 does not fit"),
         ({"hidden_size": None}, "hidden_size: is missing"),
         ({"attention_multiplier": 0.1}, "attention_multiplier: 0.1 .* --ignore attention_mult"),

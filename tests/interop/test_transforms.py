@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from maxlm.interop.transforms import Matrix, Piece, Vector
+from maxlm.interop.transforms import Alternating, HeadParts, Matrix, Piece, Vector
 
 
 def test_a_linear_of_theirs_is_out_by_in_and_heads_are_flat():
@@ -32,6 +32,33 @@ def test_pairs_side_by_side_become_halves():
     (ours,) = pairs.to_ours(theirs, [piece])
     assert ours.ravel().tolist() == [10, 11, 20, 21]
     np.testing.assert_array_equal(pairs.to_theirs([ours], [piece]), theirs)
+
+
+def test_gate_and_up_lie_in_turns():
+    theirs = np.arange(12, dtype=np.float32).reshape(2, 1, 6)  # 2 experts, 1 → 2 × 3
+    pieces = [Piece((2, 1, 3), 0)] * 2
+    gate, up = Alternating().to_ours(theirs, pieces)
+    assert gate[0].ravel().tolist() == [0, 2, 4] and up[1].ravel().tolist() == [7, 9, 11]
+    assert Alternating().shape(pieces) == (2, 1, 6)
+    np.testing.assert_array_equal(Alternating().to_theirs([gate, up], pieces), theirs)
+
+
+def test_each_head_holds_its_part_of_each_of_ours():
+    # From 1: 2 heads of a part of 1 and a turned part of 4, whose pairs lie side by side.
+    theirs = np.array([[1.0, 10, 20, 11, 21, 2, 30, 40, 31, 41]], np.float32).T
+    pieces = [Piece((1, 2, 1), 1), Piece((1, 2, 4), 1)]
+    parts = HeadParts(rope_pairs=True)
+    assert parts.shape(pieces) == (10, 1)
+    plain, turned = parts.to_ours(theirs, pieces)
+    assert plain.ravel().tolist() == [1, 2]
+    assert turned.reshape(2, 4).tolist() == [[10, 11, 20, 21], [30, 31, 40, 41]]
+    np.testing.assert_array_equal(parts.to_theirs([plain, turned], pieces), theirs)
+    bias = [Piece((3,), 0), Piece((4,), 0)]  # of a latent and of the key that heads share
+    assert parts.shape(bias) == (7,)
+    vector = np.array([1.0, 2, 3, 10, 20, 11, 21], np.float32)
+    ours = parts.to_ours(vector, bias)
+    assert ours[1].tolist() == [10, 11, 20, 21]
+    np.testing.assert_array_equal(parts.to_theirs(ours, bias), vector)
 
 
 def test_an_offset_comes_back_bitwise_after_one_import():

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxlm.config.schema import Activation
-from maxlm.kernels.activations import ACTIVATIONS, gelu
+from maxlm.config.schema import Activation, ModelConfig
+from maxlm.kernels.activations import ACTIVATIONS, gelu, hidden_of
 
 CUBIC = 0.044715  # of the tanh approximation (Hendrycks & Gimpel)
 
@@ -24,6 +24,7 @@ FORMULAS = {
     Activation.GELU_TANH: lambda x: (
         0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + CUBIC * x**3)))
     ),
+    Activation.QUICK_GELU: lambda x: x * _sigmoid(1.702 * x),
     Activation.RELU: lambda x: jnp.where(x > 0, x, 0.0),
     Activation.RELU2: lambda x: jnp.where(x > 0, x * x, 0.0),
 }
@@ -76,3 +77,16 @@ def test_activations_keep_the_dtype_and_stay_finite_far_out(dtype):
         assert value.dtype == slope.dtype == dtype, kind
         assert np.isfinite(value.astype(jnp.float32)).all(), kind
         assert np.isfinite(slope.astype(jnp.float32)).all(), kind
+
+
+def test_gate_and_up_are_clamped_before_they_meet():
+    gate = jnp.array([-9.0, -1.0, 1.0, 9.0])
+    up = jnp.array([-9.0, 0.5, 9.0, 1.0])
+    shifted = ModelConfig(mlp="gated_shifted", activation="quick_gelu", mlp_limit=3)
+    clamped = jnp.minimum(gate, 3)  # the gate above alone, up on both sides
+    want = clamped * _sigmoid(1.702 * clamped) * (jnp.array([-3.0, 0.5, 3.0, 1.0]) + 1)
+    np.testing.assert_allclose(hidden_of(shifted)(gate, up), want, rtol=1e-6)
+    plain = ModelConfig(mlp="plain", activation="relu", mlp_limit=3)
+    np.testing.assert_array_equal(hidden_of(plain)(None, up), [0, 0.5, 3, 1])
+    gated = ModelConfig(mlp="gated", activation="relu")
+    np.testing.assert_array_equal(hidden_of(gated)(gate, up), [0, 0, 9, 9])

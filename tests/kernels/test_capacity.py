@@ -73,7 +73,7 @@ def test_each_token_gets_what_its_experts_say_of_it(routing):
             ExpertWeights(None, up, down, None, None, jnp.asarray(bias)),
             places=3,
             num_experts=EXPERTS,
-            activation=jnp.tanh,
+            hidden_of=lambda gate, up: jnp.tanh(up),
             axis=None,
         )
 

@@ -48,7 +48,7 @@ def compiled(topology, sizes, matmul, exchange, places=None, dtype=jnp.bfloat16)
             chosen,
             scores,
             ExpertWeights(**weights, gate_bias=None, up_bias=None, down_bias=None),
-            activation=jax.nn.silu,
+            hidden_of=lambda gate, up: jax.nn.silu(gate) * up,
             kernels=ExpertKernels(matmul, exchange),
             places=places,
         )

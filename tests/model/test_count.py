@@ -94,6 +94,8 @@ VARIANTS = [
     {"mlp": "plain", "mlp_bias": True, "attention_bias": "qkv"},
     {"positions": "learned", "max_length": 32, "attention_bias": "all", "mlp_bias": True},
     {"attention_pattern": ["local", "global"], "attention_window": 8},
+    {"rope_pattern": [True, True, False], "attention_pattern": ["local", "global"]}
+    | {"attention_window": 8},
     {"num_experts": 4, "expert_mlp_dim": 40},
     {
         "num_experts": 6,
@@ -104,6 +106,30 @@ VARIANTS = [
         "router_bias_rate": 0.01,
         "mlp_bias": True,
     },
+    {
+        "num_experts": 4,
+        "expert_mlp_dim": 40,
+        "mlp": "gated_shifted",
+        "mlp_limit": 7.0,
+        "attention_sinks": True,
+        "router_logit_bias": True,
+    },
+    {"value_head_dim": 24, "attention_bias": "qkv"},
+    {
+        "num_kv_heads": 4,
+        "head_dim": 24,
+        "value_head_dim": 20,
+        "kv_latent_dim": 12,
+        "query_latent_dim": 28,
+        "latent_rope_dim": 8,
+        "attention_bias": "all",
+        "num_experts": 8,
+        "expert_mlp_dim": 24,
+        "router_groups": 4,
+        "router_groups_per_token": 2,
+        "dense_layers": 1,
+    },
+    {"num_kv_heads": 4, "kv_latent_dim": 12, "latent_rope_dim": 4},
     {
         "num_experts": 4,
         "expert_mlp_dim": 40,
@@ -146,7 +172,8 @@ def test_flops_are_three_times_the_forward_matmuls_of_the_traced_program(variant
     batch = Batch(*[jax.ShapeDtypeStruct((batch_size, length), np.int32)] * 5)
     traced = jax.make_jaxpr(lambda p, b: model.bind(p).logits(b))(shapes, batch)
     forward = _matmul_flops(traced.jaxpr)
-    full = config.num_layers * 4 * length * config.num_heads * config.head_dim
+    widths = config.head_dim + (config.value_head_dim or config.head_dim)
+    full = config.num_layers * 2 * length * config.num_heads * widths
     expected = 2 * count_matmul_parameters(config) + full
     assert forward == expected * batch_size * length
     window = config.attention_window or length
@@ -155,7 +182,7 @@ def test_flops_are_three_times_the_forward_matmuls_of_the_traced_program(variant
         for i in range(config.num_layers)
     )
     seen = (config.num_layers - locals_) * length + locals_ * min(window, length)
-    attention = 6 * seen * config.num_heads * config.head_dim
+    attention = 3 * seen * config.num_heads * widths
     matmuls = 6 * count_matmul_parameters(config)
     assert train_flops_per_token(config, length) == matmuls + attention
 

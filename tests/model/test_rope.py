@@ -38,6 +38,31 @@ def test_yarn_keeps_fast_frequencies_divides_slow_ones_and_sharpens_attention():
     assert attention_factor(RopeScaling(kind="yarn", factor=4, attention_factor=2)) == 2
 
 
+def test_yarn_goes_over_between_the_indices_themselves_without_truncation():
+    whole = RopeScaling(kind="yarn", factor=4, original_length=512, fast_rotations=32)
+    exact = whole.model_copy(update={"truncate": False})
+    ratio = frequencies(WIDTH, THETA, exact) / PLAIN
+    index = WIDTH * np.log(512 / (np.array([32, 1]) * 2 * math.pi)) / (2 * math.log(THETA))
+    kept = 1 - np.clip((np.arange(WIDTH // 2) - index[0]) / (index[1] - index[0]), 0, 1)
+    np.testing.assert_allclose(ratio, kept + (1 - kept) / 4, rtol=1e-5)
+    assert np.abs(ratio - frequencies(WIDTH, THETA, whole) / PLAIN).max() > 0.01
+
+
+def test_longrope_takes_its_factors_by_the_context_and_sharpens_attention_by_the_stretch():
+    short, long = np.linspace(1, 2, WIDTH // 2), np.linspace(1, 50, WIDTH // 2)
+    scaling = RopeScaling(
+        kind="longrope",
+        factor=32,
+        original_length=512,
+        short_factors=short.tolist(),
+        long_factors=long.tolist(),
+    )
+    for context, factors in [(512, short), (513, long)]:
+        ratio = frequencies(WIDTH, THETA, scaling, context) / PLAIN
+        np.testing.assert_allclose(ratio, 1 / factors, rtol=1e-6)
+    assert attention_factor(scaling) == math.sqrt(1 + math.log(32) / math.log(512))
+
+
 def test_a_part_of_a_head_stays_where_it_is_and_the_rest_keeps_its_length():
     config = ModelConfig(head_dim=16, rope_fraction=0.5)
     positions = jnp.arange(6)[None]

@@ -69,6 +69,42 @@ def test_choices_and_weights_equal_numpy(sigmoid, normalize):
     assert load.tokens == flat.sum()
 
 
+@pytest.mark.parametrize("sigmoid", [True, False])
+def test_experts_are_of_the_best_groups(sigmoid):
+    """A group counts by its best expert, of sigmoids by the sum of its best two."""
+    config = ModelConfig(
+        embed_dim=EMBED,
+        num_experts=8,
+        experts_per_token=3,
+        router_scoring="sigmoid" if sigmoid else "softmax",
+        router_groups=4,
+        router_groups_per_token=2,
+        router_bias_rate=0.0,
+        router_logit_bias=True,
+    )
+    router = Router(config, nnx.Rngs(0), init=normal(0.5), dtype=jnp.float32)
+    rng = np.random.default_rng(0)
+    router.bias[...] = jnp.asarray(rng.normal(0, 0.2, 8), jnp.float32)
+    router.logit_bias[...] = jnp.asarray(rng.normal(0, 1, 8), jnp.float32)
+    x = rng.normal(size=(BATCH, LENGTH, EMBED)).astype(np.float32)
+    chosen, weights, _ = router(jnp.asarray(x), jnp.ones((BATCH, LENGTH), bool))
+    logits = x.reshape(-1, EMBED) @ np.asarray(router.kernel[...]) + np.asarray(router.logit_bias)
+    score = jax.nn.sigmoid if sigmoid else jax.nn.softmax
+    elsewhere = 0
+    for row, got, weight in zip(
+        np.asarray(score(logits)), chosen.reshape(-1, 3), weights.reshape(-1, 3), strict=True
+    ):
+        preferred = row + np.asarray(router.bias[...])
+        ordered = np.sort(preferred.reshape(4, 2), axis=1)[:, ::-1]
+        groups = np.argsort(-(ordered.sum(1) if sigmoid else ordered[:, 0]))[:2]
+        allowed = [expert for expert in range(8) if expert // 2 in groups]
+        wanted = sorted(allowed, key=lambda expert: -preferred[expert])[:3]
+        assert list(got) == wanted
+        np.testing.assert_allclose(weight, row[wanted] / row[wanted].sum(), rtol=1e-5)
+        elsewhere += set(wanted) != set(np.argsort(-preferred)[:3])
+    assert elsewhere > 5  # groups do keep tokens from experts that they would have gone to
+
+
 def test_a_bias_changes_the_choice_and_not_the_weights():
     _, router, x, counted = make(router_scoring="sigmoid", router_bias_rate=0.0)
     router.bias[...] = jnp.zeros(EXPERTS).at[4].set(10.0)

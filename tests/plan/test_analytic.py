@@ -53,8 +53,10 @@ def test_a_step_is_compute_kernels_and_what_is_not_hidden():
         (["models/gemma2-2b", "hardware/v5p"], ["parallel.fsdp=64"]),
         (["models/mixtral-8x7b", "hardware/v5p"], ["parallel.expert=8", "parallel.fsdp=8"]),
         (["models/llama3-8b", "hardware/v5p"], ["parallel.stage=4", "parallel.fsdp=16"]),
+        (["models/deepseek-v3", "hardware/v5p"], ["parallel.expert=8", "parallel.fsdp=8"]),
+        (["models/gpt-oss-20b", "hardware/v5p"], ["parallel.expert=8", "parallel.fsdp=8"]),
     ],
-    ids=["tensor", "local layers", "experts", "stages"],
+    ids=["tensor", "local layers", "experts", "stages", "latents", "sinks"],
 )
 def test_matmuls_of_all_devices_are_those_of_the_model(presets, overrides):
     given = ["parallel.replica=1", "data.length=4096", "data.batch_size=256", *overrides]

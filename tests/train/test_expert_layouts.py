@@ -210,6 +210,42 @@ def test_experts_over_a_pipeline_s_stages_equal_one_device(layout, accumulation,
         assert_equal(step(layout, **of), one_device(**of))
 
 
+# What gpt-oss and DeepSeek have beside, in one model.
+BESIDE = {
+    "num_layers": 4,
+    "dense_layers": 0,
+    "num_kv_heads": 4,
+    "value_head_dim": 12,
+    "kv_latent_dim": 16,
+    "query_latent_dim": 24,
+    "latent_rope_dim": 4,
+    "attention_bias": "all",
+    "attention_sinks": True,
+    "rope_pattern": [True, False],
+    "mlp": "gated_shifted",
+    "activation": "quick_gelu",
+    "mlp_limit": 0.5,
+    "router_logit_bias": True,
+    "router_groups": 4,
+    "router_groups_per_token": 2,
+}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"expert": 2, "fsdp": 1, "context": 2, "tensor": 2},
+        {"stage": 2, "expert": 2, "fsdp": 1, "tensor": 2},
+        pytest.param({"expert": 4, "fsdp": 2}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_latents_sinks_and_groups_equal_one_device(layout, one_device):
+    of = {"variant": BESIDE, "rows": 16}
+    with jax.enable_x64(True):
+        assert_equal(step(layout, **of), one_device(**of))
+
+
 def test_micro_batches_change_the_load_balance_loss_alone(one_device):
     """It is taken over a micro-batch; everything else is linear in the tokens."""
     linear = {"load_balance_loss": 0.0, "router_z_loss": 0.0}

@@ -71,6 +71,20 @@ def test_export_gives_every_file_back(imported, tiny, tmp_path):
     assert checksums(first) == checksums(second)
 
 
+@pytest.mark.parametrize(("length", "which"), [(2, "short factors"), (None, "long factors")])
+def test_the_context_of_an_import_decides_the_factors_of_longrope(tmp_path, length, which):
+    write_folder("phi3_128k", tmp_path / "theirs")
+    (tmp_path / "theirs" / "tokenizer.json").write_text(_small_tokenizer())
+    said: list[str] = []
+    with devices(1):
+        import_huggingface(
+            str(tmp_path / "theirs"), str(tmp_path / "run"), length=length, message=said.append
+        )
+        model = load(str(tmp_path / "run")).config.model
+    assert model.rope_context == (length or 64)
+    assert which in said[1] and "--length" in said[1]
+
+
 def test_an_import_lands_in_shards_and_is_the_same(imported, tiny, tmp_path):
     with devices(4):
         import_huggingface(

@@ -82,6 +82,28 @@ def test_float32_losses_equal_one_device(layout, one_device):
     np.testing.assert_allclose(losses, one_device()[0], rtol=1e-5)
 
 
+LATENT = {
+    "num_kv_heads": 4,
+    "value_head_dim": 12,
+    "kv_latent_dim": 16,
+    "query_latent_dim": 24,
+    "latent_rope_dim": 4,
+    "attention_sinks": True,
+}
+
+
+@pytest.mark.parametrize(
+    "layout", [{"fsdp": 4, "tensor": 2}, {"fsdp": 2, "context": 2, "tensor": 2}], ids=str
+)
+def test_latent_attention_with_sinks_equals_one_device(layout, one_device):
+    losses, params = run(layout, variant=LATENT, steps=6)
+    wanted_losses, wanted = one_device(variant=LATENT, steps=6)
+    np.testing.assert_allclose(losses, wanted_losses, rtol=1e-5)
+    sinks = "segments.0.blocks.0.attention.sinks"
+    assert np.abs(wanted[sinks]).max() > 1e-3
+    np.testing.assert_allclose(params[sinks], wanted[sinks], rtol=1e-3, atol=1e-5)
+
+
 def test_accumulation_and_loss_chunks_change_nothing(one_device):
     losses, _ = run({}, devices=1, accumulation=4, loss_chunk=48)
     np.testing.assert_allclose(losses, one_device()[0], rtol=1e-5)

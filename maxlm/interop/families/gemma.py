@@ -5,7 +5,8 @@ from __future__ import annotations
 from maxlm.config.choices import NormPlacement
 from maxlm.interop.families.llama import ATTENTION, LAYER, MLP, PROJECTIONS, UNUSED, sizes
 from maxlm.interop.family import Family, Rule
-from maxlm.interop.position_settings import Rope, Window
+from maxlm.interop.position_settings import Window
+from maxlm.interop.rope_settings import Rope
 from maxlm.interop.settings import (
     ACTIVATIONS,
     BIASES,

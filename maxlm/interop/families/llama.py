@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from maxlm.config.choices import BiasKind, NormPlacement, QKNormWidth
 from maxlm.interop.family import Family, Rule, Setting
-from maxlm.interop.position_settings import Rope, Window
+from maxlm.interop.position_settings import LayersWithRope, Window
+from maxlm.interop.rope_settings import Rope
 from maxlm.interop.settings import ACTIVATIONS, BIASES, Chosen, Fixed, HeadDim, Same
 from maxlm.interop.transforms import Matrix, Table, Vector
 
@@ -131,6 +132,25 @@ QWEN3 = Family(
     rules=LLAMA_RULES + HEAD_NORMS,
     unused=UNUSED,
 )
+# Every fourth layer has no positions (arXiv:2501.18795 is where that comes from).
+SMOLLM3 = Family(
+    name="smollm3",
+    architecture="SmolLM3ForCausalLM",
+    model_type="smollm3",
+    fixed={},
+    settings=(
+        *sizes(kv_heads=4),
+        *usual(tied=True),
+        HeadDim(),
+        Rope(theta=2_000_000.0),
+        Window(flag=True, without_rope=True),
+        LayersWithRope(),
+        Chosen("attention_bias", "attention_bias", BIASES, False),
+        Same("mlp_bias", "mlp_bias", False),
+    ),
+    rules=LLAMA_RULES,
+    unused=UNUSED,
+)
 # Norms after the sublayers alone, and of all heads together (arXiv:2501.00656).
 OLMO2 = Family(
     name="olmo2",
@@ -168,9 +188,14 @@ PHI3 = Family(
         *sizes(),
         *usual(epsilon=1e-5),
         HeadDim(),
-        Rope(),
+        Rope(original=4096, partial=True),
         Window(),
         Fixed("attention_bias", False, written=False),
+        Fixed("mlp_bias", False, written=False),
+        Fixed("lm_head_bias", False, written=False),
+        # Of Phi-4-mini's own code: every layer attends as the others do, to tokens as they are.
+        Fixed("full_attn_mod", 1, written=False),
+        Fixed("interpolate_factor", 1, written=False),
     ),
     rules=(
         *ENDS,

@@ -14,12 +14,13 @@ from maxlm.interop.families.llama import (
     usual,
 )
 from maxlm.interop.family import Family, Rule
-from maxlm.interop.position_settings import Rope, Window
+from maxlm.interop.position_settings import Window
+from maxlm.interop.rope_settings import Rope
 from maxlm.interop.settings import BIASES, Chosen, Derived, Fixed, HeadDim, Same
 from maxlm.interop.transforms import Matrix
 
 
-def _experts(block: str, names: dict[str, str]) -> tuple[Rule, ...]:
+def expert_rules(block: str, names: dict[str, str]) -> tuple[Rule, ...]:
     """The router and, of each expert, the tensors of these names (ours → theirs)."""
     return (
         Rule(f"{LAYER}{block}.gate.weight", ("mlp.router.kernel",), Matrix()),
@@ -53,7 +54,7 @@ MIXTRAL = Family(
         *ENDS,
         *PROJECTIONS,
         *NORMS_BEFORE,
-        *_experts("block_sparse_moe", {"gate": "w1", "down": "w2", "up": "w3"}),
+        *expert_rules("block_sparse_moe", {"gate": "w1", "down": "w2", "up": "w3"}),
     ),
     unused=UNUSED,
 )
@@ -82,7 +83,7 @@ QWEN3_MOE = Family(
         *HEAD_NORMS,
         *NORMS_BEFORE,
         *MLP,
-        *_experts("mlp", {n: f"{n}_proj" for n in ("gate", "up", "down")}),
+        *expert_rules("mlp", {n: f"{n}_proj" for n in ("gate", "up", "down")}),
     ),
     unused=UNUSED,
 )

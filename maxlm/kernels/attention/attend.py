@@ -40,6 +40,7 @@ def attention(
     segment_ids: jax.Array,
     window: int | None = None,
     logit_cap: float | None = None,
+    sinks: jax.Array | None = None,
     settings: AttentionSettings | None = None,
 ) -> jax.Array:
     """Causal self-attention of whole packed rows.
@@ -51,38 +52,48 @@ def attention(
     Args:
         query: `[B, T, H, C]`.
         key: `[B, T, K, C]`, where H is a multiple of K.
-        value: `[B, T, K, C]`.
+        value: `[B, T, K, V]`; V is C in most models.
         segment_ids: `[B, T]` int32; a document's tokens are adjacent, 0 is padding.
         window: how many keys a query sees, itself included; None: all before it.
         logit_cap: soft cap `cap × tanh(logits / cap)`.
+        sinks: `[H]` logits in the softmax's denominator, see `sinks.py`; None: none.
         settings: what else decides the implementation.
 
     Returns:
-        `[B, T, H, C]`, as `reference_attention` defines it.
+        `[B, T, H, V]`, as `reference_attention` defines it.
 
     Raises:
         ParallelError: the config forces an implementation that cannot do this, or heads do not
             divide over `tensor`.
     """
-    run = implementation(query, key, window=window, logit_cap=logit_cap, settings=settings)
+    arrays: tuple[jax.Array, ...] = (query, key, value, segment_ids)
     queries, keys = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
-    local = over_shards(run, (queries, keys, keys, ("batch", None)), queries)
-    return local(query, key, value, segment_ids)
+    axes: tuple[tuple[str | None, ...], ...] = (queries, keys, keys, ("batch", None))
+    if sinks is not None:
+        arrays, axes = (*arrays, sinks), (*axes, ("heads",))
+    run = implementation(*arrays, window=window, logit_cap=logit_cap, settings=settings)
+    return over_shards(run, axes, queries)(*arrays)
 
 
 def implementation(
     query: jax.Array,
     key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    sinks: jax.Array | None = None,
     *,
     window: int | None,
     logit_cap: float | None,
     settings: AttentionSettings | None,
 ) -> Callable[..., jax.Array]:
-    """The chosen implementation, a function of one device's query, key, value and segment ids.
+    """The chosen implementation, a function of one device's arrays in this order.
 
     Args:
-        query: `[B, T, H, C]`, of which only shape and dtype matter.
-        key: `[B, T, K, C]`, likewise.
+        query: `[B, T, H, C]`, of which, as of all arrays, only shape and dtype matter.
+        key: `[B, T, K, C]`.
+        value: `[B, T, K, V]`.
+        segment_ids: `[B, T]` int32.
+        sinks: `[H]`, or None.
         window: as in `attention`.
         logit_cap: as in `attention`.
         settings: as in `attention`.
@@ -99,6 +110,8 @@ def implementation(
         dtype=query.dtype.name,
         window=window,
         logit_cap=logit_cap,
+        value_dim=value.shape[3],
+        sinks=sinks is not None,
     )
     choice = choose(call, settings.hardware or hardware_of(), settings.forced)
     return partial(_IMPLEMENTATIONS[choice.kernel], window=window, logit_cap=logit_cap)
@@ -109,6 +122,7 @@ def _reference(
     key: jax.Array,
     value: jax.Array,
     segment_ids: jax.Array,
+    sinks: jax.Array | None = None,
     *,
     window: int | None,
     logit_cap: float | None,
@@ -121,6 +135,7 @@ def _reference(
         key_segments=segment_ids,
         window=window,
         logit_cap=logit_cap,
+        sinks=sinks,
     )
 
 

@@ -29,7 +29,7 @@ class Keys(NamedTuple):
     """Keys and values in m blocks of s."""
 
     key: jax.Array  # [m, B, K, s, C]
-    value: jax.Array  # [m, B, K, s, C]
+    value: jax.Array  # [m, B, K, s, V]
     token_index: jax.Array  # [m, s]
     segments: jax.Array  # [m, B, s]
 
@@ -65,7 +65,7 @@ def cut_queries(
 def cut_keys(
     key: jax.Array, value: jax.Array, index: jax.Array, segments: jax.Array, size: int
 ) -> Keys:
-    """Keys and values `[B, S, K, C]` in blocks; the other arguments as in `cut_queries`."""
+    """Keys `[B, S, K, C]` and values `[B, S, K, V]` in blocks; the other arguments as in `cut_queries`."""
 
     def cut(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0)))

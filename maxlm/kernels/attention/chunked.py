@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.kernels.attention.features import Features
 from maxlm.kernels.attention.parts import Places, backward_part, forward_part, whole_rows
+from maxlm.kernels.attention.sinks import add_sinks, sink_gradient
 from maxlm.kernels.one_mapped import one_mapped
 
 FEATURES = Features(platforms=("cpu", "gpu", "tpu"), dtypes=("bfloat16", "float32", "float64"))
@@ -24,13 +25,14 @@ def chunked_attention(
     key: jax.Array,
     value: jax.Array,
     segment_ids: jax.Array,
+    sinks: jax.Array | None = None,
     *,
     window: int | None = None,
     logit_cap: float | None = None,
 ) -> jax.Array:
     """Self-attention of whole rows; arguments and result as in `attention`, on one device."""
     places = whole_rows(segment_ids)
-    return attend_places(window, logit_cap, query, key, value, places)
+    return attend_places(window, logit_cap, query, key, value, places, sinks)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -41,6 +43,7 @@ def attend_places(
     key: jax.Array,
     value: jax.Array,
     places: Places,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Attention of some queries over all keys that they see, on one device.
 
@@ -52,13 +55,14 @@ def attend_places(
         logit_cap: as in `attention`.
         query: `[B, T, H, C]`.
         key: `[B, S, K, C]`.
-        value: `[B, S, K, C]`.
+        value: `[B, S, K, V]`.
         places: which tokens of their rows these are.
+        sinks: `[H]`, as in `attention`.
 
     Returns:
-        `[B, T, H, C]`.
+        `[B, T, H, V]`.
     """
-    return _forward(window, logit_cap, query, key, value, places)[0]
+    return _forward(window, logit_cap, query, key, value, places, sinks)[0]
 
 
 def _forward(
@@ -68,21 +72,25 @@ def _forward(
     key: jax.Array,
     value: jax.Array,
     places: Places,
+    sinks: jax.Array | None,
 ) -> tuple[jax.Array, tuple]:
     part = one_mapped(partial(forward_part, window=window, logit_cap=logit_cap))
     out, lse = part(query, key, value, places)
+    if sinks is not None:
+        out, lse = add_sinks(out, lse, sinks)
     out = checkpoint_name(out.astype(query.dtype), "attention_out")
     lse = checkpoint_name(lse, "attention_lse")
-    return out, (query, key, value, places, out, lse)
+    return out, (query, key, value, places, sinks, out, lse)
 
 
 def _backward(
     window: int | None, logit_cap: float | None, residuals: tuple, d_out: jax.Array
 ) -> tuple[jax.Array | None, ...]:
-    query, key, value, places, out, lse = residuals
+    query, key, value, places, sinks, out, lse = residuals
     part = one_mapped(partial(backward_part, window=window, logit_cap=logit_cap))
     grads = part(query, key, value, out, lse, d_out, places)
-    return (*(g.astype(query.dtype) for g in grads), None)
+    d_sinks = None if sinks is None else sink_gradient(out, lse, d_out, sinks)
+    return (*(g.astype(query.dtype) for g in grads), None, d_sinks)
 
 
 attend_places.defvjp(_forward, _backward)

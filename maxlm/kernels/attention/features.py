@@ -34,6 +34,8 @@ class AttentionCall:
         dtype: of queries, keys and values.
         window: keys that a query sees; None: all before it.
         logit_cap: soft cap of the scores; None: none.
+        value_dim: width of a value's head; None: head_dim.
+        sinks: whether each head has a learned logit in the softmax's denominator.
     """
 
     length: int
@@ -43,6 +45,8 @@ class AttentionCall:
     dtype: str
     window: int | None = None
     logit_cap: float | None = None
+    value_dim: int | None = None
+    sinks: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,10 @@ class Features:
         window: sliding windows.
         logit_cap: soft cap of the scores.
         grouped_queries: fewer key-value heads than query heads.
+        value_dim: values of another width than queries and keys.
+        sinks: learned logits in the softmax's denominator.
         length_multiple: the length must divide by it.
-        head_dim_multiple: the head's width must divide by it.
+        head_dim_multiple: the head's width must divide by it, and that of the values.
         max_head_dim: the widest head; None: any.
         compute_capability: the lowest of an NVIDIA GPU.
     """
@@ -66,6 +72,8 @@ class Features:
     window: bool = True
     logit_cap: bool = True
     grouped_queries: bool = True
+    value_dim: bool = True
+    sinks: bool = True
     length_multiple: int = 1
     head_dim_multiple: int = 1
     max_head_dim: int | None = None
@@ -93,6 +101,13 @@ class Features:
             lacks.append(
                 f"it has no grouped queries (here {call.num_heads} heads over {call.num_kv_heads})"
             )
+        value_dim = call.value_dim or call.head_dim
+        if value_dim != call.head_dim and not self.value_dim:
+            lacks.append(
+                f"it has no values of another width (here {value_dim}, head_dim {call.head_dim})"
+            )
+        if call.sinks and not self.sinks:
+            lacks.append("it has no attention sinks")
         if call.length % self.length_multiple:
             near = call.length // self.length_multiple * self.length_multiple
             lacks.append(
@@ -101,6 +116,8 @@ class Features:
             )
         if call.head_dim % self.head_dim_multiple:
             lacks.append(f"head_dim {call.head_dim} does not divide by {self.head_dim_multiple}")
+        elif value_dim % self.head_dim_multiple:
+            lacks.append(f"value_head_dim {value_dim} does not divide by {self.head_dim_multiple}")
         if self.max_head_dim is not None and call.head_dim > self.max_head_dim:
             lacks.append(f"head_dim {call.head_dim} is above {self.max_head_dim}")
         return lacks

@@ -35,7 +35,7 @@ _OverKeys = Callable[[Callable[..., Any], Any], Any]
 class Softmax(NamedTuple):
     """An online softmax of blocks of queries over the keys added so far, in the wide dtype."""
 
-    out: jax.Array  # [n, B, K, G·q, C], Σ exp(score − highest) × value
+    out: jax.Array  # [n, B, K, G·q, V], Σ exp(score − highest) × value
     highest: jax.Array  # [n, B, K, G·q]
     total: jax.Array  # [n, B, K, G·q], Σ exp(score − highest)
 
@@ -43,9 +43,9 @@ class Softmax(NamedTuple):
 class Rows(NamedTuple):
     """What the backward pass knows of each query over all its keys."""
 
-    d_out: jax.Array  # [n, B, K, G·q, C]
+    d_out: jax.Array  # [n, B, K, G·q, V]
     lse: jax.Array  # [n, B, K, G·q]
-    row_sums: jax.Array  # [n, B, K, G·q], Σ d_out × out over C
+    row_sums: jax.Array  # [n, B, K, G·q], Σ d_out × out over V
 
 
 class Gradients(NamedTuple):
@@ -57,7 +57,7 @@ class Gradients(NamedTuple):
 
     query: jax.Array  # [n, B, K, G·q, C], of the scaled queries
     key: jax.Array  # [m, B, K, C, s]
-    value: jax.Array  # [m, B, K, C, s]
+    value: jax.Array  # [m, B, K, V, s]
 
 
 def cut_rows(queries: Queries, out: jax.Array, lse: jax.Array, d_out: jax.Array) -> Rows:
@@ -80,20 +80,20 @@ def cut_rows(queries: Queries, out: jax.Array, lse: jax.Array, d_out: jax.Array)
     return Rows(d_out, cut(lse, jnp.inf), cut(row_sums, 0.0))
 
 
-def no_keys(queries: Queries) -> Softmax:
-    """The state of queries that have seen nothing."""
+def no_keys(queries: Queries, value_dim: int) -> Softmax:
+    """The state of queries that have seen nothing, of values of width V."""
     wide = jnp.promote_types(queries.query.dtype, jnp.float32)
-    shape = queries.query.shape
+    shape = queries.query.shape[:-1]
     # The running maximum starts above what a masked score is set to: that has weight 0, always.
-    highest = jnp.full(shape[:-1], jnp.finfo(wide).min / 2, wide)
-    return Softmax(jnp.zeros(shape, wide), highest, jnp.zeros(shape[:-1], wide))
+    highest = jnp.full(shape, jnp.finfo(wide).min / 2, wide)
+    return Softmax(jnp.zeros((*shape, value_dim), wide), highest, jnp.zeros(shape, wide))
 
 
 def no_key_gradients(keys: Keys) -> tuple[jax.Array, jax.Array]:
     """Sums of nothing for keys and values, as `Gradients` has them."""
     wide = jnp.promote_types(keys.key.dtype, jnp.float32)
-    zeros = jnp.zeros(keys.key.swapaxes(-1, -2).shape, wide)
-    return zeros, zeros
+    key, value = (jnp.zeros(x.swapaxes(-1, -2).shape, wide) for x in (keys.key, keys.value))
+    return key, value
 
 
 def no_gradients(queries: Queries, d_key: jax.Array, d_value: jax.Array) -> Gradients:
@@ -104,7 +104,7 @@ def no_gradients(queries: Queries, d_key: jax.Array, d_value: jax.Array) -> Grad
 def finish(
     softmax: Softmax, length: int, heads: int, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array]:
-    """Output `[B, T, H, C]` in `dtype` and log-sum-exp `[B, H, T]`, as `forward_part` returns them."""
+    """Output `[B, T, H, V]` in `dtype` and log-sum-exp `[B, H, T]`, as `forward_part` returns them."""
     seen = softmax.total > 0
     safe = jnp.where(seen, softmax.total, 1)
     lse = jnp.where(seen, softmax.highest + jnp.log(safe), -jnp.inf)  # [n, B, K, G·q]
@@ -119,15 +119,13 @@ def finish_queries(d_query: jax.Array, length: int, heads: int) -> jax.Array:
     return join_heads(d_query * d_query.shape[-1] ** -0.5, length, heads)
 
 
-def finish_keys(
-    d_key: jax.Array, d_value: jax.Array, shape: tuple[int, ...]
-) -> tuple[jax.Array, jax.Array]:
-    """The gradients of keys and values in the keys' shape `[B, S, K, C]`."""
+def finish_keys(d_key: jax.Array, d_value: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+    """The gradients of keys `[B, S, K, C]` and values `[B, S, K, V]`, of so many tokens."""
 
     def join(x: jax.Array) -> jax.Array:
         """`[m, B, K, C, s]` → `[B, S, K, C]`."""
         x = x.transpose(1, 0, 4, 2, 3)
-        return x.reshape(x.shape[0], -1, *shape[2:])[:, : shape[1]]
+        return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
     return join(d_key), join(d_value)
 

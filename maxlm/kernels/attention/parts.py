@@ -66,13 +66,13 @@ def forward_part(
     Args:
         query: `[B, T, H, C]`, not scaled.
         key: `[B, S, K, C]`, where H is a multiple of K.
-        value: `[B, S, K, C]`.
+        value: `[B, S, K, V]`.
         places: which tokens these are.
         window: how many keys a query sees, itself included; None: all before it.
         logit_cap: soft cap of the scores.
 
     Returns:
-        The output `[B, T, H, C]`, normalised over these keys, and the log-sum-exp of the scores
+        The output `[B, T, H, V]`, normalised over these keys, and the log-sum-exp of the scores
         `[B, H, T]`, both in float32 (float64 for float64). A query that sees none of the keys has
         output 0 and log-sum-exp -inf.
     """
@@ -83,12 +83,13 @@ def forward_part(
 
     def block(start: _Number, done: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         queries = blocks.queries(start)
-        softmax = add_keys(no_keys(queries), queries, keys, window=window, logit_cap=logit_cap)
+        nothing = no_keys(queries, value.shape[-1])
+        softmax = add_keys(nothing, queries, keys, window=window, logit_cap=logit_cap)
         out, lse = finish(softmax, blocks.size, heads, wide)
         return _write(done[0], out, start, 1), _write(done[1], lse, start, 2)
 
     padded = blocks.count * blocks.size
-    out = jnp.zeros((batch, padded, *query.shape[2:]), wide)
+    out = jnp.zeros((batch, padded, heads, value.shape[-1]), wide)
     out, lse = blocks.each(block, (out, jnp.zeros((batch, heads, padded), wide)))
     return out[:, :length], lse[..., :length]
 
@@ -111,9 +112,9 @@ def backward_part(
         query: as in `forward_part`.
         key: as in `forward_part`.
         value: as in `forward_part`.
-        out: `[B, T, H, C]`, the output over all keys, not only these.
+        out: `[B, T, H, V]`, the output over all keys, not only these.
         lse: `[B, H, T]`, the log-sum-exp over all keys.
-        d_out: `[B, T, H, C]`, gradient of that output.
+        d_out: `[B, T, H, V]`, gradient of that output.
         places: as in `forward_part`.
         window: as in `forward_part`.
         logit_cap: as in `forward_part`.
@@ -139,9 +140,9 @@ def backward_part(
         d_query = finish_queries(after.query, blocks.size, heads)
         return _write(done[0], d_query, start, 1), after.key, after.value
 
-    nothing = (jnp.zeros(out.shape, lse.dtype), *no_key_gradients(keys))
-    d_query, d_key, d_value = blocks.each(block, nothing)
-    return d_query[:, :length], *finish_keys(d_key, d_value, key.shape)
+    d_query = jnp.zeros((*out.shape[:3], query.shape[-1]), lse.dtype)
+    d_query, d_key, d_value = blocks.each(block, (d_query, *no_key_gradients(keys)))
+    return d_query[:, :length], *finish_keys(d_key, d_value, key.shape[1])
 
 
 class _Blocks:

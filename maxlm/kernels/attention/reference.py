@@ -1,7 +1,7 @@
-"""What attention is: causal, with segments, sliding windows, grouped queries and soft-cap.
+"""What attention is: causal, with segments, sliding windows, grouped queries, soft-cap and sinks.
 
 In: queries, keys, values and segment ids; out: the attended values. Every other implementation is
-tested against this one. It holds all scores at once; generation uses it too, where they are few.
+tested against this one. It holds all scores at once.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ def reference_attention(
     *,
     query_segments: jax.Array,
     key_segments: jax.Array,
-    query_offset: jax.Array | int = 0,
     window: int | None = None,
     logit_cap: float | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention, softmax in float32.
 
-    Query `t` sees key `s` when `s <= t + query_offset`, both have the same segment, and with a
-    window also `s > t + query_offset - window`.
+    Query `t` sees key `s` when `s <= t`, both have the same segment, and with a window also
+    `s > t - window`.
 
     Args:
         query: `[B, T, H, C]`.
         key: `[B, S, K, C]`, where H is a multiple of K.
-        value: `[B, S, K, C]`.
+        value: `[B, S, K, V]`.
         query_segments: `[B, T]` int32; 0 is padding.
         key_segments: `[B, S]` int32.
-        query_offset: index of the first query among the keys (the length of a cache).
         window: how many keys a query sees, itself included; None: all before it.
         logit_cap: soft cap `cap × tanh(logits / cap)` (Gemma 2, arXiv:2408.00118).
+        sinks: `[H]` logits in the softmax's denominator beside the scores, without a value
+            (gpt-oss, arXiv:2508.10925); None: none.
 
     Returns:
-        `[B, T, H, C]`, in the query's dtype.
+        `[B, T, H, V]`, in the query's dtype.
     """
     batch, length, num_heads, head_dim = query.shape
     num_kv_heads = key.shape[2]
@@ -48,23 +49,26 @@ def reference_attention(
     scores = jnp.einsum("btkgc,bskc->bkgts", grouped, key, preferred_element_type=wide)
     if logit_cap is not None:
         scores = logit_cap * jnp.tanh(scores / logit_cap)
-    mask = _mask(query_segments, key_segments, query_offset, window)
+    mask = _mask(query_segments, key_segments, window)
     # A finite minimum keeps rows that see nothing (padding) free of NaN.
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(wide).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    if sinks is not None:
+        column = sinks.astype(wide).reshape(num_kv_heads, groups, 1, 1)
+        column = jnp.broadcast_to(column, (*scores.shape[:-1], 1))
+        scores = jnp.concatenate([scores, column], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1)[..., : key.shape[1]].astype(value.dtype)
     out = jnp.einsum("bkgts,bskc->btkgc", weights, value)
-    return out.reshape(batch, length, num_heads, head_dim)
+    return out.reshape(batch, length, num_heads, value.shape[-1])
 
 
 def _mask(
     query_segments: jax.Array,
     key_segments: jax.Array,
-    query_offset: jax.Array | int,
     window: int | None,
 ) -> jax.Array:
     """Which key each query sees, bool `[B, T, S]`."""
     length, source = query_segments.shape[1], key_segments.shape[1]
-    query_index = jnp.arange(length)[:, None] + query_offset
+    query_index = jnp.arange(length)[:, None]
     key_index = jnp.arange(source)[None, :]
     visible = key_index <= query_index  # [T, S]
     if window is not None:

@@ -31,6 +31,7 @@ def splash_attention(
     key: jax.Array,
     value: jax.Array,
     segment_ids: jax.Array,
+    sinks: jax.Array | None = None,
     *,
     window: int | None = None,
     logit_cap: float | None = None,
@@ -44,8 +45,9 @@ def splash_attention(
     Args:
         query: `[B, T, H, C]`; T a multiple of 128, C of 64.
         key: `[B, T, K, C]`.
-        value: `[B, T, K, C]`.
+        value: `[B, T, K, V]`; V a multiple of 64.
         segment_ids: `[B, T]` int32.
+        sinks: `[H]`, as in `attention`.
         window: as in `attention`.
         logit_cap: as in `attention`.
         interpret: run on a CPU, slowly (for tests).
@@ -57,7 +59,7 @@ def splash_attention(
     kernel = _kernel(length, heads, block, window, logit_cap, interpret)
 
     def row(query: jax.Array, key: jax.Array, value: jax.Array, ids: jax.Array) -> jax.Array:
-        return kernel(query, key, value, segment_ids=SegmentIds(ids, ids))
+        return kernel(query, key, value, segment_ids=SegmentIds(ids, ids), sinks=sinks)
 
     query = query * head_dim**-0.5  # the kernel does not scale
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B, H or K, T, C]

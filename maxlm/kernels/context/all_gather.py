@@ -19,6 +19,7 @@ def all_gather_attention(
     key: jax.Array,
     value: jax.Array,
     segment_ids: jax.Array,
+    sinks: jax.Array | None = None,
     *,
     window: int | None = None,
     logit_cap: float | None = None,
@@ -36,4 +37,4 @@ def all_gather_attention(
     key, value, key_segments = gathered(key), gathered(value), gathered(segment_ids)
     key_index = jnp.arange(key.shape[1], dtype=jnp.int32)
     places = Places(index, key_index, segment_ids, key_segments)
-    return attend_places(window, logit_cap, query, key, value, places)
+    return attend_places(window, logit_cap, query, key, value, places, sinks)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec as P
 
 from maxlm.config.choices import ContextAttention
 from maxlm.kernels.attention.attend import AttentionSettings, implementation
@@ -24,6 +25,7 @@ def context_attention(
     method: ContextAttention,
     window: int | None = None,
     logit_cap: float | None = None,
+    sinks: jax.Array | None = None,
     settings: AttentionSettings | None = None,
 ) -> jax.Array:
     """Self-attention of rows that lie over several devices of the mesh that is set.
@@ -31,24 +33,25 @@ def context_attention(
     Args:
         query: `[B, T, H, C]`.
         key: `[B, T, K, C]`, where H is a multiple of K.
-        value: `[B, T, K, C]`.
+        value: `[B, T, K, V]`.
         segment_ids: `[B, T]` int32.
         method: how; for `ring` the tokens lie in zigzag order, else in their own.
         window: how many keys a query sees, itself included; None: all before it.
         logit_cap: soft cap of the scores.
+        sinks: `[H]` logits in the softmax's denominator; None: none.
         settings: with the heads of a device, what decides who computes them under `ulysses`; the
             other methods have one implementation.
 
     Returns:
-        `[B, T, H, C]`, in the query's dtype, in the order of the queries.
+        `[B, T, H, V]`, in the query's dtype, in the order of the queries.
 
     Raises:
         ParallelError: the config forces an implementation that cannot do what `ulysses` asks.
     """
     features: Any = {"window": window, "logit_cap": logit_cap}
 
-    def attend(query: jax.Array, key: jax.Array, *rest: jax.Array) -> jax.Array:
-        return implementation(query, key, settings=settings, **features)(query, key, *rest)
+    def attend(*arrays: jax.Array) -> jax.Array:
+        return implementation(*arrays, settings=settings, **features)(*arrays)
 
     on_device = {
         ContextAttention.RING: partial(ring_attention, **features),
@@ -58,14 +61,18 @@ def context_attention(
     queries = partition_spec(("batch", "length", "heads", "head_dim"))
     keys = partition_spec(("batch", "length", "kv_heads", "head_dim"))
     tokens = partition_spec(("batch", "length"))
+    arrays: tuple[jax.Array, ...] = (query, key, value, segment_ids)
+    specs: tuple[P, ...] = (queries, keys, keys, tokens)
+    if sinks is not None:
+        arrays, specs = (*arrays, sinks), (*specs, partition_spec(("heads",)))
     mesh = jax.sharding.get_abstract_mesh()
     # That copies are equal over the other axes is true by construction, which the check can't see.
     mapped = jax.shard_map(
         on_device,
-        in_specs=(queries, keys, keys, tokens),
+        in_specs=specs,
         out_specs=queries,
         axis_names=set(mesh.axis_names) - set(mesh.manual_axes),
         check_vma=False,
     )
     with jax.named_scope("context_attention"):
-        return mapped(query, key, value, segment_ids)
+        return mapped(*arrays)

@@ -34,6 +34,7 @@ from maxlm.kernels.attention.online_softmax import (
     no_key_gradients,
     no_keys,
 )
+from maxlm.kernels.attention.sinks import add_sinks, sink_gradient
 from maxlm.kernels.one_mapped import one_mapped
 from maxlm.parallel.axes import LENGTH_AXES
 
@@ -45,6 +46,7 @@ def ring_attention(
     key: jax.Array,
     value: jax.Array,
     segment_ids: jax.Array,
+    sinks: jax.Array | None = None,
     *,
     window: int | None = None,
     logit_cap: float | None = None,
@@ -57,15 +59,16 @@ def ring_attention(
     Args:
         query: this device's, `[B, T, H, C]`.
         key: this device's, `[B, T, K, C]`.
-        value: `[B, T, K, C]`.
+        value: `[B, T, K, V]`.
         segment_ids: `[B, T]` int32.
+        sinks: `[H]`, equal on all devices, or None.
         window: as in `context_attention`.
         logit_cap: as in `context_attention`.
 
     Returns:
-        `[B, T, H, C]`.
+        `[B, T, H, V]`.
     """
-    return _attention(window, logit_cap, query, key, value, segment_ids)
+    return _attention(window, logit_cap, query, key, value, segment_ids, sinks)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -76,8 +79,9 @@ def _attention(
     key: jax.Array,
     value: jax.Array,
     segment_ids: jax.Array,
+    sinks: jax.Array | None,
 ) -> jax.Array:
-    return _forward(window, logit_cap, query, key, value, segment_ids)[0]
+    return _forward(window, logit_cap, query, key, value, segment_ids, sinks)[0]
 
 
 def _forward(
@@ -87,39 +91,49 @@ def _forward(
     key: jax.Array,
     value: jax.Array,
     segment_ids: jax.Array,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    attended = one_mapped(partial(_attended, window, logit_cap))
+    sinks: jax.Array | None,
+) -> tuple[jax.Array, tuple]:
+    # Rounded once: where sinks follow, after them.
+    dtype = query.dtype if sinks is None else jnp.promote_types(query.dtype, jnp.float32)
+    attended = one_mapped(partial(_attended, window, logit_cap, dtype))
     out, lse = attended(query, key, value, segment_ids)
-    out = checkpoint_name(out, "attention_out")
+    if sinks is not None:
+        out, lse = add_sinks(out, lse, sinks)
+    out = checkpoint_name(out.astype(query.dtype), "attention_out")
     lse = checkpoint_name(lse, "attention_lse")
-    return out, (query, key, value, segment_ids, out, lse)
+    return out, (query, key, value, segment_ids, sinks, out, lse)
 
 
 def _attended(
     window: int | None,
     logit_cap: float | None,
+    dtype: jnp.dtype,
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
     segment_ids: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """The output and the log-sum-exp of the scores."""
+    """The output, in `dtype`, and the log-sum-exp of the scores."""
     queries, keys = _own(query, key, value, segment_ids)
 
     def step(softmax: Softmax, keys: Keys) -> Softmax:
         return add_keys(softmax, queries, keys, window=window, logit_cap=logit_cap)
 
-    softmax = around(step, no_keys(queries), keys)
-    return finish(softmax, query.shape[1], query.shape[2], query.dtype)
+    softmax = around(step, no_keys(queries, value.shape[-1]), keys)
+    return finish(softmax, query.shape[1], query.shape[2], dtype)
 
 
 def _backward(
     window: int | None,
     logit_cap: float | None,
-    residuals: tuple[jax.Array, ...],
+    residuals: tuple,
     d_out: jax.Array,
 ) -> tuple[jax.Array | None, ...]:
-    return (*one_mapped(partial(_gradients, window, logit_cap))(*residuals, d_out), None)
+    query, key, value, segment_ids, sinks, out, lse = residuals
+    gradients = one_mapped(partial(_gradients, window, logit_cap))
+    grads = gradients(query, key, value, segment_ids, out, lse, d_out)
+    d_sinks = None if sinks is None else sink_gradient(out, lse, d_out, sinks)
+    return (*grads, None, d_sinks)
 
 
 _attention.defvjp(_forward, _backward)
@@ -153,7 +167,7 @@ def _gradients(
     d_query, d_key, d_value = around(step, None, keys)
     # After the last step a device holds the sums of its neighbour's keys.
     d_key, d_value = _pass_on((d_key, d_value))
-    d_key, d_value = finish_keys(d_key, d_value, key.shape)
+    d_key, d_value = finish_keys(d_key, d_value, key.shape[1])
     d_query = finish_queries(d_query, length=query.shape[1], heads=query.shape[2])
     return tuple(g.astype(query.dtype) for g in (d_query, d_key, d_value))
 

@@ -20,6 +20,7 @@ def ulysses_attention(
     key: jax.Array,
     value: jax.Array,
     segment_ids: jax.Array,
+    sinks: jax.Array | None = None,
     *,
     attend: Callable[..., jax.Array],
 ) -> jax.Array:
@@ -28,12 +29,14 @@ def ulysses_attention(
     Args:
         query: this device's, `[B, T, H, C]`; H divides by the number n of devices.
         key: this device's, `[B, T, K, C]`.
-        value: `[B, T, K, C]`.
+        value: `[B, T, K, V]`.
         segment_ids: `[B, T]` int32.
-        attend: self-attention of whole rows, `(query [B, n × T, H / n, C], key, value, segment_ids)`.
+        sinks: `[H]`, equal on all devices, or None.
+        attend: self-attention of whole rows, `(query [B, n × T, H / n, C], key, value, segment_ids)`
+            and, where there are some, the sinks of these heads.
 
     Returns:
-        `[B, T, H, C]`.
+        `[B, T, H, V]`.
     """
     count = jax.lax.axis_size(LENGTH_AXES)
     copies = _copies(key.shape[2], count)
@@ -43,7 +46,13 @@ def ulysses_attention(
 
     key, value = (to_heads(jnp.repeat(x, copies, axis=2)) for x in (key, value))
     segment_ids = jax.lax.all_gather(segment_ids, LENGTH_AXES, axis=1, tiled=True)
-    out = attend(to_heads(query), key, value, segment_ids)
+    arrays = [to_heads(query), key, value, segment_ids]
+    if sinks is not None:
+        own = query.shape[2] // count
+        arrays.append(
+            jax.lax.dynamic_slice_in_dim(sinks, jax.lax.axis_index(LENGTH_AXES) * own, own)
+        )
+    out = attend(*arrays)
     return jax.lax.all_to_all(out, LENGTH_AXES, split_axis=1, concat_axis=2, tiled=True)
 
 

@@ -12,7 +12,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from maxlm.kernels.experts.mlp import Activation, ExpertWeights, equal_mlp
+from maxlm.kernels.activations import Hidden
+from maxlm.kernels.experts.mlp import ExpertWeights, equal_mlp
 
 
 def places_per_row(factor: float, tokens: int, visits: int, num_experts: int) -> int:
@@ -51,7 +52,7 @@ def with_places(
     *,
     places: int,
     num_experts: int,
-    activation: Activation,
+    hidden_of: Hidden,
     axis: tuple[str, ...] | None,
 ) -> jax.Array:
     """Each token's experts, weighted and added up, by places.
@@ -63,7 +64,7 @@ def with_places(
         weights: of the experts on this device.
         places: of one expert in a row.
         num_experts: E, of all devices.
-        activation: of the MLP.
+        hidden_of: of the MLP, hidden width from gate and up.
         axis: over which the experts lie; None: they all are here.
 
     Returns:
@@ -85,7 +86,7 @@ def with_places(
     filled = jnp.where(taken, x[row[..., 0], jnp.minimum(holder, length - 1)], 0)
 
     rows = filled.reshape(batch, num_experts, places, -1).swapaxes(0, 1)
-    out = _at_home(rows, weights, activation, axis)
+    out = _at_home(rows, weights, hidden_of, axis)
     out = out.swapaxes(0, 1).reshape(batch, num_experts * places, -1)
     by_visit = out[row, jnp.minimum(at, num_experts * places - 1)].astype(scores.dtype)
     summed = jnp.sum(jnp.where(goes[..., None], by_visit * scores[..., None], 0), axis=2)
@@ -93,13 +94,13 @@ def with_places(
 
 
 def _at_home(
-    rows: jax.Array, weights: ExpertWeights, activation: Activation, axis: tuple[str, ...] | None
+    rows: jax.Array, weights: ExpertWeights, hidden_of: Hidden, axis: tuple[str, ...] | None
 ) -> jax.Array:
     """Run `rows [E, B, places, D]` on the devices of their experts."""
     if axis is not None:
         rows = jax.lax.all_to_all(rows, axis, 0, 1, tiled=True)
     flat = rows.reshape(rows.shape[0], -1, rows.shape[-1])
-    out = equal_mlp(flat, weights, activation=activation).reshape(rows.shape)
+    out = equal_mlp(flat, weights, hidden_of=hidden_of).reshape(rows.shape)
     if axis is not None:
         out = jax.lax.all_to_all(out, axis, 1, 0, tiled=True)
     return out

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from maxlm.config.schema import ExpertExchange, ExpertMatmul
+from maxlm.kernels.activations import Hidden
 from maxlm.kernels.experts.capacity import with_places
 from maxlm.kernels.experts.exchange import all_to_all, gather, on_one_device
-from maxlm.kernels.experts.mlp import Activation, ExpertWeights, grouped_mlp
+from maxlm.kernels.experts.mlp import ExpertWeights, grouped_mlp
 from maxlm.kernels.grouped_matmul.choose import IMPLEMENTATIONS
 from maxlm.parallel.axes import TABLE, is_one_piece, partition_spec, shard_count
 
@@ -54,7 +55,7 @@ def apply_experts(
     scores: jax.Array,
     weights: ExpertWeights,
     *,
-    activation: Activation,
+    hidden_of: Hidden,
     kernels: ExpertKernels,
     places: int | None = None,
 ) -> jax.Array:
@@ -65,7 +66,7 @@ def apply_experts(
         chosen: `[B, T, k]` int32 experts; E and more: none.
         scores: `[B, T, k]` weight of each, float32 or wider.
         weights: of all experts, matrices in `x`'s dtype.
-        activation: of the MLP.
+        hidden_of: of the MLP, hidden width from gate and up.
         kernels: how.
         places: of one expert in a row, where it has a capacity; None: all tokens find one.
 
@@ -76,7 +77,7 @@ def apply_experts(
     on_device = partial(
         _on_device,
         num_experts=num_experts,
-        activation=activation,
+        hidden_of=hidden_of,
         kernels=kernels,
         places=places,
     )
@@ -117,7 +118,7 @@ def _on_device(
     weights: ExpertWeights,
     *,
     num_experts: int,
-    activation: Activation,
+    hidden_of: Hidden,
     kernels: ExpertKernels,
     places: int | None,
     sharded: bool,
@@ -139,12 +140,12 @@ def _on_device(
             weights,
             places=places,
             num_experts=num_experts,
-            activation=activation,
+            hidden_of=hidden_of,
             axis=experts_axis,
         )
     else:
         matmul = IMPLEMENTATIONS[kernels.matmul].function
-        mlp = partial(grouped_mlp, weights=weights, activation=activation, matmul=matmul)
+        mlp = partial(grouped_mlp, weights=weights, hidden_of=hidden_of, matmul=matmul)
         run: Callable[..., jax.Array] = on_one_device
         if experts_axis is not None:
             devices = shard_count(mesh, experts_axis)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from maxlm.kernels.activations import Hidden
 from maxlm.kernels.grouped_matmul.choose import GroupedMatmul
 
 
@@ -23,7 +24,6 @@ class ExpertWeights(NamedTuple):
     down_bias: jax.Array | None  # [E, D]
 
 
-Activation = Callable[[jax.Array], jax.Array]
 # (rows, matrix, bias) -> rows
 Linear = Callable[[jax.Array, jax.Array, "jax.Array | None"], jax.Array]
 
@@ -33,7 +33,7 @@ def grouped_mlp(
     sizes: jax.Array,
     weights: ExpertWeights,
     *,
-    activation: Activation,
+    hidden_of: Hidden,
     matmul: GroupedMatmul,
 ) -> jax.Array:
     """Each expert's MLP on its own rows.
@@ -42,7 +42,7 @@ def grouped_mlp(
         rows: `[R, D]`, sorted by expert.
         sizes: `[E]` int32, rows of each expert.
         weights: of the experts.
-        activation: applied to the gate, or to the up projection where there is none.
+        hidden_of: the hidden width from the gate, None where there is none, and the up projection.
         matmul: a grouped matmul.
 
     Returns:
@@ -57,29 +57,26 @@ def grouped_mlp(
         # A row of zeros for the rows past the last expert's.
         return (y + jnp.pad(bias, ((0, 1), (0, 0)))[expert]).astype(x.dtype)
 
-    return _mlp(rows, weights, activation, linear)
+    return _mlp(rows, weights, hidden_of, linear)
 
 
-def equal_mlp(rows: jax.Array, weights: ExpertWeights, *, activation: Activation) -> jax.Array:
+def equal_mlp(rows: jax.Array, weights: ExpertWeights, *, hidden_of: Hidden) -> jax.Array:
     """Each expert's MLP on equally many rows, `[E, R, D]` → `[E, R, D]`."""
 
     def linear(x: jax.Array, matrix: jax.Array, bias: jax.Array | None) -> jax.Array:
         y = jnp.einsum("erk,ekn->ern", x, matrix)
         return y if bias is None else (y + bias[:, None]).astype(x.dtype)
 
-    return _mlp(rows, weights, activation, linear)
+    return _mlp(rows, weights, hidden_of, linear)
 
 
-def _mlp(
-    rows: jax.Array, weights: ExpertWeights, activation: Activation, linear: Linear
-) -> jax.Array:
+def _mlp(rows: jax.Array, weights: ExpertWeights, hidden_of: Hidden, linear: Linear) -> jax.Array:
     # Named for rematerialisation, these too: rows may have come from other devices.
     rows = checkpoint_name(rows, "expert_rows")
-    hidden = checkpoint_name(linear(rows, weights.up, weights.up_bias), "mlp_up")
+    up = checkpoint_name(linear(rows, weights.up, weights.up_bias), "mlp_up")
+    gate = None
     if weights.gate is not None:
         gate = checkpoint_name(linear(rows, weights.gate, weights.gate_bias), "mlp_gate")
-        hidden = activation(gate) * hidden
-    else:
-        hidden = activation(hidden)
+    hidden = hidden_of(gate, up)
     # Needed for the gradient of the scores, by which it is multiplied.
     return checkpoint_name(linear(hidden, weights.down, weights.down_bias), "mlp_projected")

@@ -28,21 +28,39 @@ def packed_batch(length=256, heads=4, kv_heads=2, width=64, dtype=jnp.float32, r
     return normal(heads), normal(kv_heads), normal(kv_heads), jnp.asarray(segments)
 
 
-def with_gradients(function, query, key, value, segments):
-    """Output and gradients of query, key and value for a cotangent that depends on the place."""
+def with_sinks(batch):
+    """A batch with a sink of each head, of which some weigh more than any key and some nothing."""
+    heads = batch[0].shape[2]
+    return (*batch, jnp.linspace(-4, 6, heads, dtype=batch[0].dtype))
 
-    def run(query, key, value):
-        out, pullback = jax.vjp(lambda *a: function(*a, segments), query, key, value)
+
+def with_values_of(batch, width):
+    """A batch whose values have another width than its queries and keys."""
+    query, key, value, *rest = batch
+    shape = (*value.shape[:3], width)
+    return (
+        query,
+        key,
+        jnp.asarray(np.random.default_rng(1).normal(size=shape), value.dtype),
+        *rest,
+    )
+
+
+def with_gradients(function, query, key, value, segments, *sinks):
+    """Output and gradients of the arrays for a cotangent that depends on the place."""
+
+    def run(*arrays):
+        out, pullback = jax.vjp(lambda q, k, v, *s: function(q, k, v, segments, *s), *arrays)
         weights = jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
         return out, *pullback(weights.astype(out.dtype))
 
-    return jax.jit(run)(query, key, value)
+    return jax.jit(run)(query, key, value, *sinks)
 
 
 def reference(window=None, logit_cap=None):
     """The definition, called as the implementations are."""
 
-    def run(query, key, value, segments):
+    def run(query, key, value, segments, sinks=None):
         return reference_attention(
             query,
             key,
@@ -51,6 +69,7 @@ def reference(window=None, logit_cap=None):
             key_segments=segments,
             window=window,
             logit_cap=logit_cap,
+            sinks=sinks,
         )
 
     return run
@@ -60,7 +79,8 @@ def assert_equal_with_gradients(function, batch, *, window=None, logit_cap=None,
     """The implementation's output and gradients are the definition's."""
     want = with_gradients(reference(window, logit_cap), *batch)
     got = with_gradients(function, *batch)
-    for name, ours, theirs in zip(("out", "query", "key", "value"), got, want, strict=True):
+    names = ("out", "query", "key", "value", "sinks")[: len(want)]
+    for name, ours, theirs in zip(names, got, want, strict=True):
         assert ours.dtype == theirs.dtype
         ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
         scale = max(np.abs(theirs).max(), 1)

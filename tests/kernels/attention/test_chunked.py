@@ -12,6 +12,8 @@ from tests.kernels.attention.packed import (
     assert_equal_with_gradients,
     packed_batch,
     reference,
+    with_sinks,
+    with_values_of,
 )
 from tests.kernels.operations import operations
 
@@ -24,6 +26,13 @@ def _small_blocks(monkeypatch):
 @pytest.mark.parametrize(("kv_heads", "window", "cap"), FEATURES)
 def test_equals_the_reference_on_packed_rows(kv_heads, window, cap):
     batch = packed_batch(kv_heads=kv_heads, width=16)
+    function = partial(chunked_attention, window=window, logit_cap=cap)
+    assert_equal_with_gradients(function, batch, window=window, logit_cap=cap)
+
+
+@pytest.mark.parametrize(("kv_heads", "window", "cap"), FEATURES)
+def test_sinks_and_values_of_another_width_equal_the_reference(kv_heads, window, cap):
+    batch = with_sinks(with_values_of(packed_batch(kv_heads=kv_heads, width=16), 24))
     function = partial(chunked_attention, window=window, logit_cap=cap)
     assert_equal_with_gradients(function, batch, window=window, logit_cap=cap)
 
@@ -50,7 +59,8 @@ def test_float64_is_exact():
     with jax.enable_x64(True):
         batch = packed_batch(width=16, dtype=jnp.float64)
         function = partial(chunked_attention, window=50, logit_cap=2.0)
-        assert_equal_with_gradients(function, batch, window=50, logit_cap=2.0, tolerance=1e-12)
+        for case in (batch, with_sinks(with_values_of(batch, 8))):
+            assert_equal_with_gradients(function, case, window=50, logit_cap=2.0, tolerance=1e-12)
 
 
 def test_equal_ids_that_are_not_adjacent_see_each_other():

@@ -6,11 +6,11 @@ import pytest
 from maxlm.kernels.attention.reference import reference_attention
 
 
-def _loops(query, key, value, segments, window, cap):
+def _loops(query, key, value, segments, window, cap, sinks=None):
     """The definition, one query at a time, in float64."""
     batch, length, heads, width = query.shape
     groups = heads // key.shape[2]
-    out = np.zeros(query.shape)
+    out = np.zeros((*query.shape[:3], value.shape[3]))
     for b in range(batch):
         for h in range(heads):
             for t in range(length):
@@ -23,7 +23,8 @@ def _loops(query, key, value, segments, window, cap):
                 if cap:
                     logits = cap * np.tanh(logits / cap)
                 weights = np.exp(logits - logits.max())
-                out[b, t, h] = weights / weights.sum() @ value[b, seen, h // groups]
+                sink = 0 if sinks is None else np.exp(sinks[h] - logits.max())
+                out[b, t, h] = weights / (weights.sum() + sink) @ value[b, seen, h // groups]
     return out
 
 
@@ -43,20 +44,17 @@ def test_attention_equals_its_definition_on_packed_rows(kv_heads, window, cap):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_queries_after_a_cache_see_what_they_saw_in_the_whole():
+def test_sinks_take_their_share_and_values_may_be_wider():
     rng = np.random.default_rng(0)
-    query, key, value = jnp.asarray(rng.normal(size=(3, 1, 10, 2, 4)), jnp.float32)
-    segments = jnp.ones((1, 10), jnp.int32)
-    whole = reference_attention(query, key, value, query_segments=segments, key_segments=segments)
-    last = reference_attention(
-        query[:, 7:],
-        key,
-        value,
-        query_segments=segments[:, 7:],
-        key_segments=segments,
-        query_offset=7,
+    query, sinks = rng.normal(size=(2, 17, 4, 8)), np.array([-3.0, 0.0, 2.0, 9.0])
+    key, value = rng.normal(size=(2, 17, 2, 8)), rng.normal(size=(2, 17, 2, 12))
+    segments = np.array([[1] * 6 + [2] * 8 + [0] * 3, [1] * 17])
+    arrays = [jnp.asarray(x, jnp.float32) for x in (query, key, value)]
+    got = reference_attention(
+        *arrays, query_segments=segments, key_segments=segments, sinks=jnp.asarray(sinks)
     )
-    np.testing.assert_allclose(last, whole[:, 7:], rtol=1e-6, atol=1e-6)
+    want = _loops(query, key, value, segments, None, None, sinks)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_do_not_cross_documents():

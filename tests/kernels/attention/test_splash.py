@@ -17,7 +17,13 @@ from maxlm.kernels.attention.splash import block_size, splash_attention
 from maxlm.parallel.axes import partition_spec
 from maxlm.parallel.mesh import make_mesh
 from maxlm.plan.topology import parse_topology
-from tests.kernels.attention.packed import FEATURES, assert_equal_with_gradients, packed_batch
+from tests.kernels.attention.packed import (
+    FEATURES,
+    assert_equal_with_gradients,
+    packed_batch,
+    with_sinks,
+    with_values_of,
+)
 
 interpreted = partial(splash_attention, interpret=True)
 
@@ -27,6 +33,13 @@ def test_equals_the_reference_on_packed_rows(kv_heads, window, cap):
     batch = packed_batch(kv_heads=kv_heads)
     function = partial(interpreted, window=window, logit_cap=cap)
     assert_equal_with_gradients(function, batch, window=window, logit_cap=cap)
+
+
+@pytest.mark.parametrize(("width", "values"), [(64, 64), (192, 128), (64, 192)])
+def test_sinks_and_values_of_another_width_equal_the_reference(width, values):
+    batch = with_sinks(with_values_of(packed_batch(width=width), values))
+    function = partial(interpreted, window=30)
+    assert_equal_with_gradients(function, batch, window=30)
 
 
 def test_several_blocks_equal_the_reference_in_bfloat16():
@@ -42,10 +55,13 @@ def test_on_a_mesh_each_device_runs_it_on_its_rows_and_heads(monkeypatch):
     batch = packed_batch(rows=[[70, 186], [256], [1, 255], [100, 100]])
     with jax.set_mesh(make_mesh(ParallelConfig(fsdp=2, expert=2, tensor=2))):
 
-        def sharded(query, key, value, segments):
-            return attention(query, key, value, segment_ids=segments, settings=settings)
+        def sharded(query, key, value, segments, sinks=None):
+            return attention(
+                query, key, value, segment_ids=segments, sinks=sinks, settings=settings
+            )
 
         assert_equal_with_gradients(sharded, batch)
+        assert_equal_with_gradients(sharded, with_sinks(batch))
 
 
 def test_blocks_follow_length_window_and_width():
@@ -55,8 +71,17 @@ def test_blocks_follow_length_window_and_width():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
-def test_it_compiles_for_tpus_inside_a_sharded_program(topology):
+@pytest.mark.parametrize(
+    ("topology", "width", "values", "has_sinks"),
+    [
+        ("v5e:2x2", 128, 128, False),
+        ("v5p:2x2x1", 128, 128, False),
+        ("v6e:2x2", 128, 128, False),
+        ("v5p:2x2x1", 64, 64, True),  # gpt-oss
+        ("v5p:2x2x1", 192, 128, False),  # DeepSeek
+    ],
+)
+def test_it_compiles_for_tpus_inside_a_sharded_program(topology, width, values, has_sinks):
     pytest.importorskip("libtpu")
     devices = parse_topology(topology).devices()
     mesh = make_mesh(ParallelConfig(fsdp=2, tensor=2), devices)
@@ -68,24 +93,26 @@ def test_it_compiles_for_tpus_inside_a_sharded_program(topology):
             shape, dtype, sharding=NamedSharding(mesh, partition_spec(axes))
         )
 
-    def heads(count, axis):
-        return array(4, 512, count, 128, axes=("batch", "length", axis, "head_dim"))
+    def heads(count, axis, width):
+        return array(4, 512, count, width, axes=("batch", "length", axis, "head_dim"))
 
     # With its names saved, the forward kernel runs once.
     names = jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse")
 
     @partial(jax.checkpoint, policy=names)
-    def loss(query, key, value, segments):
-        features = {"window": 200, "logit_cap": 30.0, "settings": settings}
+    def loss(query, key, value, segments, sinks=None):
+        features = {"window": 200, "logit_cap": 30.0, "sinks": sinks, "settings": settings}
         out = attention(query, key, value, segment_ids=segments, **features)
         return (out.astype(jnp.float32) ** 2).sum()
 
     arguments = (
-        heads(8, "heads"),
-        heads(4, "kv_heads"),
-        heads(4, "kv_heads"),
+        heads(8, "heads", width),
+        heads(4, "kv_heads", width),
+        heads(4, "kv_heads", values),
         array(4, 512, axes=("batch", "length"), dtype=jnp.int32),
     )
+    if has_sinks:
+        arguments = (*arguments, array(8, axes=("heads",), dtype=jnp.float32))
     with jax.set_mesh(mesh):
         compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arguments).compile()
     text = compiled.as_text()

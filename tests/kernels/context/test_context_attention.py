@@ -42,25 +42,31 @@ def on_mesh(mesh, method, arrays, segments, weights, **features):
     """The result and the gradients of a weighted sum of it."""
 
     def weighted(*arrays):
-        tokens = (*arrays, segments)
+        tokens, sinks = (*arrays[:3], segments), dict(zip(["sinks"], arrays[3:], strict=False))
         ring = method is ContextAttention.RING
         *rest, ids = to_zigzag(tokens) if ring else tokens
-        out = context_attention(*rest, segment_ids=ids, method=method, **features)
+        out = context_attention(*rest, segment_ids=ids, method=method, **sinks, **features)
         out = from_zigzag(out) if ring else out
         return (out * weights).sum(), out
 
     with jax.set_mesh(mesh):
-        return jax.jit(jax.value_and_grad(weighted, (0, 1, 2), has_aux=True))(*arrays)
+        return with_gradients(weighted, arrays)
 
 
 def on_one(arrays, segments, weights, **features):
     def weighted(*arrays):
+        sinks = dict(zip(["sinks"], arrays[3:], strict=False))
         out = reference_attention(
-            *arrays, query_segments=segments, key_segments=segments, **features
+            *arrays[:3], **sinks, query_segments=segments, key_segments=segments, **features
         )
         return (out * weights).sum(), out
 
-    return jax.jit(jax.value_and_grad(weighted, (0, 1, 2), has_aux=True))(*arrays)
+    return with_gradients(weighted, arrays)
+
+
+def with_gradients(weighted, arrays):
+    every = tuple(range(len(arrays)))
+    return jax.jit(jax.value_and_grad(weighted, every, has_aux=True))(*arrays)
 
 
 def assert_equal(got, wanted):
@@ -75,6 +81,18 @@ def test_every_method_equals_the_reference(method, features, small_blocks):
         case = packed()
         got = on_mesh(mesh, ContextAttention(method), *case, **FEATURES[features])
         assert_equal(got, on_one(*case, **FEATURES[features]))
+
+
+@pytest.mark.parametrize("method", ["ring", "ulysses", "all_gather"])
+def test_sinks_and_values_of_another_width_equal_the_reference(method, small_blocks):
+    mesh = make_mesh(ParallelConfig(fsdp=2, context=2, tensor=2))
+    with jax.enable_x64(True):
+        arrays, segments, _ = packed()
+        rng = np.random.default_rng(1)
+        values, weights = (rng.normal(size=(*x.shape[:3], 12)) for x in (arrays[2], arrays[0]))
+        case = ((*arrays[:2], values, np.linspace(-4, 6, 8)), segments, weights)
+        got = on_mesh(mesh, ContextAttention(method), *case, window=20)
+        assert_equal(got, on_one(*case, window=20))
 
 
 @pytest.mark.parametrize(
