@@ -69,6 +69,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="of beam search: above 0 favours longer answers (1)",
     )
+    parser.add_argument(
+        "--quantization",
+        metavar="KIND",
+        help="8-bit weights: int8 or fp8; activations too: int8_matmul or fp8_matmul",
+    )
     add_sampling_arguments(parser)
     add_process_arguments(parser)
 
@@ -131,4 +136,5 @@ def _load(arguments: argparse.Namespace) -> LanguageModel:
     from maxlm.generate.engine import MAX_ROWS
     from maxlm.generate.language_model import load
 
-    return load(arguments.model, max_rows=arguments.rows or MAX_ROWS)
+    rows = arguments.rows or MAX_ROWS
+    return load(arguments.model, quantization=arguments.quantization, max_rows=rows)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 
-from maxlm.cli.generate_prompts import speed, tell
+from maxlm.cli.generate_prompts import Stopwatch, tell
 from maxlm.errors import ConfigError
 from maxlm.generate.completions import Completions
 from maxlm.generate.language_model import LanguageModel
@@ -58,9 +57,10 @@ def _answer(
     """Print the answer as it is made. Ctrl-C ends it, not the conversation."""
     completions = Completions(model.engine, model.tokenizer)
     completions.add(0, model.chat_request(messages, arguments.max_tokens, options), arguments.stop)
-    start, answer = time.perf_counter(), None
+    watch, answer = Stopwatch(), None
     try:
         for piece in completions.pieces():
+            watch.count()
             answer = piece.answer
             sys.stdout.write(piece.text)
             sys.stdout.flush()
@@ -71,5 +71,5 @@ def _answer(
         return ""
     if answer.finish is Finish.CONTEXT:
         tell("the context is full: an empty line begins anew")
-    tell(speed(len(answer.tokens), time.perf_counter() - start))
+    tell(str(watch))
     return answer.text

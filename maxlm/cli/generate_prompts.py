@@ -35,6 +35,25 @@ def speed(tokens: int, seconds: float) -> str:
     return f"{tokens:,} tokens in {seconds:.2f} s: {tokens / max(seconds, 1e-9):,.1f} tokens/s"
 
 
+class Stopwatch:
+    """Times the first token, before which programs may be compiled, apart from the others."""
+
+    def __init__(self) -> None:
+        self._start, self._first, self._tokens = time.perf_counter(), 0.0, 0
+
+    def count(self) -> None:
+        """A token has arrived."""
+        self._tokens += 1
+        self._first = self._first or time.perf_counter()
+
+    def __str__(self) -> str:
+        end = time.perf_counter()
+        if self._tokens < 2:
+            return speed(self._tokens, end - self._start)
+        rest = speed(self._tokens - 1, end - self._first)
+        return f"first token after {self._first - self._start:.2f} s, then {rest}"
+
+
 def tell(text: str) -> None:
     """A line on standard error, from the first process."""
     if process_index() == 0:
@@ -49,14 +68,15 @@ def _pieces(
     for index, prompt in enumerate(prompts):
         request = model.request(prompt, arguments.max_tokens, options)
         completions.add(index, request, arguments.stop, slide=arguments.slide)
-    start, answers = time.perf_counter(), {}
+    watch, answers = Stopwatch(), {}
     if len(prompts) == 1:
         yield prompts[0]
     for piece in completions.pieces():
+        watch.count()
         answers[piece.index] = piece.answer
         if len(prompts) == 1:
             yield piece.text
-    seconds = time.perf_counter() - start
+    told = str(watch)
     if len(prompts) == 1:
         yield "\n"
     else:
@@ -70,7 +90,7 @@ def _pieces(
             f"the context of {model.context_length:,} tokens was full: the answer ends there "
             "(--slide goes on from its newer half)"
         )
-    tell(speed(sum(len(answer.tokens) for answer in answers.values()), seconds))
+    tell(told)
 
 
 def _searched(

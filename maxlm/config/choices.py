@@ -183,3 +183,12 @@ class Precision(StrEnum):
     FLOAT64 = "float64"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+
+
+class Quantization(StrEnum):
+    """How linear maps of a model that is only used are rounded."""
+
+    INT8 = "int8"  # weights; activations stay as they are
+    FP8 = "fp8"
+    INT8_MATMUL = "int8_matmul"  # activations too, and the product is of 8-bit numbers
+    FP8_MATMUL = "fp8_matmul"

@@ -16,11 +16,12 @@ from typing import Any, overload
 import numpy as np
 
 from maxlm import storage
+from maxlm.config.choices import Quantization
 from maxlm.config.derive_model import longest_length
 from maxlm.config.schema import RunConfig
 from maxlm.data.tokenizers import Tokenizer
 from maxlm.data.tokenizers.huggingface import HuggingFaceTokenizer
-from maxlm.errors import CheckpointError, ConfigError
+from maxlm.errors import CheckpointError, ConfigError, did_you_mean
 from maxlm.generate.beam import BeamOptions, BeamSearch, Hypothesis
 from maxlm.generate.chat import ChatTemplate, Message
 from maxlm.generate.completions import Completion, Completions
@@ -41,26 +42,49 @@ GENERATION_CONFIG = "generation_config.json"
 
 
 def load(
-    reference: str, overrides: list[str] | None = None, *, max_rows: int = MAX_ROWS
+    reference: str,
+    overrides: list[str] | None = None,
+    *,
+    quantization: str | None = None,
+    max_rows: int = MAX_ROWS,
 ) -> LanguageModel:
     """Load a model to use it.
 
     Args:
         reference: a run (`RUN` or `RUN@STEP`, local or gs://), or a Hugging Face folder.
         overrides: `key=value` on its config, such as `parallel.tensor=8`.
+        quantization: `int8` or `fp8` for weights of 8 bits, `int8_matmul` or `fp8_matmul` for
+            activations too; None: the type that the config computes in.
         max_rows: requests that are answered at once.
 
     Raises:
         CheckpointError: there is no such run or checkpoint, or it is damaged.
-        ConfigError: a folder's config.json says what is not supported.
+        ConfigError: a folder's config.json says what is not supported, or there is no such
+            quantization.
         ParallelError: the overrides ask for a mesh that does not fit.
     """
+    kind = quantization_of(quantization)
     path, _ = parse_run(reference)
     run = RunFolder(path)
     is_run = storage.exists(run.config) or storage.exists(run.checkpoints)
     if not is_run and storage.exists(storage.join(path, CONFIG)):
-        return LanguageModel(load_huggingface(path, overrides), path, max_rows=max_rows)
-    return LanguageModel(load_run(reference, overrides), run.huggingface, max_rows=max_rows)
+        trained, files = load_huggingface(path, overrides), path
+    else:
+        trained, files = load_run(reference, overrides), run.huggingface
+    return LanguageModel(trained, files, quantization=kind, max_rows=max_rows)
+
+
+def quantization_of(name: str | None) -> Quantization | None:
+    """The quantization of this name. Raises ConfigError."""
+    if name is None:
+        return None
+    try:
+        return Quantization(name)
+    except ValueError as error:
+        known = [kind.value for kind in Quantization]
+        raise ConfigError(
+            f"there is no quantization '{name}'{did_you_mean(name, known)}: use {', '.join(known)}"
+        ) from error
 
 
 class LanguageModel:
@@ -76,12 +100,20 @@ class LanguageModel:
         engine: what answers requests.
     """
 
-    def __init__(self, trained: TrainedModel, files: str, *, max_rows: int = MAX_ROWS):
+    def __init__(
+        self,
+        trained: TrainedModel,
+        files: str,
+        *,
+        quantization: Quantization | None = None,
+        max_rows: int = MAX_ROWS,
+    ):
         """Prepare a model.
 
         Args:
             trained: the model; its weights are not held beyond what generation needs.
             files: folder of the small files that came with it, if it has any.
+            quantization: of its linear maps.
             max_rows: requests that are answered at once.
         """
         self.config: RunConfig = trained.config
@@ -90,7 +122,7 @@ class LanguageModel:
         self.context_length = longest_length(trained.config.data)
         self.chat_template = ChatTemplate.of_folder(files)
         self.stop = _stop_tokens(trained.tokenizer, files)
-        model, params = for_inference(trained.model, trained.params)
+        model, params = for_inference(trained.model, trained.params, quantization)
         self.params = params
         self.engine = Engine.of(
             model, params, context_length=self.context_length, max_rows=max_rows

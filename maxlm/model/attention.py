@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from maxlm.config.choices import ContextAttention
+from maxlm.config.choices import ContextAttention, Quantization
 from maxlm.config.expert_layers import Layer
 from maxlm.config.head_widths import value_dim
 from maxlm.config.schema import AttentionSpan, BiasKind, ModelConfig, QKNormWidth
 from maxlm.kernels.attention.attend import AttentionSettings, attention
 from maxlm.kernels.context.attention import context_attention
 from maxlm.kernels.linear import linear, linear_output_major
+from maxlm.kernels.quantized import quantize, quantized_linear, stored_dtype
 from maxlm.model.cache import Cache, Pass, attend_cached, write
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer, Kind, declare, zeros
@@ -54,6 +55,7 @@ class Projection(nnx.Module):
     ):
         self.contracted = inputs
         self.output_major = False
+        self.quantization: Quantization | None = None
         self.kernel = declare(
             rngs, shape, axes=axes, kind=Kind.MATRIX, init=init, inputs=axes[:inputs], dtype=dtype
         )
@@ -67,12 +69,21 @@ class Projection(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Contract the last `inputs` dims of `x` with those of the kernel, in x's dtype."""
-        apply = linear_output_major if self.output_major else linear
-        y = apply(x, self.kernel[...].astype(x.dtype), self.contracted)
+        y = self._product(x)
         if self.bias is not None:
             # Added in the bias's dtype: its gradient is a sum over all tokens.
             y = (y + self.bias[...]).astype(x.dtype)
         return y
+
+    def _product(self, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[...]
+        if self.quantization is not None:
+            scale, major = self.scale[...], self.output_major
+            return quantized_linear(
+                x, kernel, scale, self.contracted, self.quantization, output_major=major
+            )
+        apply = linear_output_major if self.output_major else linear
+        return apply(x, kernel.astype(x.dtype), self.contracted)
 
     def turn(self) -> None:
         """Keep the kernel as `[out…, in…]`, stacked or not."""
@@ -82,6 +93,21 @@ class Projection(nnx.Module):
         turned_axes = axes[self.contracted :] + axes[: self.contracted]
         self.kernel = nnx.Param(moved, **{**declared, "axes": turned_axes})
         self.output_major = True
+
+    def quantize(self, kind: Quantization) -> None:
+        """Keep the kernel in 8 bits, and a scale for each output."""
+        declared, kernel = self.kernel.get_metadata(), self.kernel[...]
+        axes = declared["axes"]
+        stacked = kernel.ndim - len(axes)
+        first = stacked + (len(axes) - self.contracted if self.output_major else 0)
+        values, scale = quantize(
+            kernel, tuple(range(first, first + self.contracted)), stored_dtype(kind)
+        )
+        self.kernel = nnx.Param(values, **declared)
+        outputs = tuple(axis for axis in axes if axis not in declared["inputs"])
+        described = {**declared, "axes": outputs, "kind": Kind.VECTOR, "inputs": ()}
+        self.scale = nnx.Param(scale, **described)
+        self.quantization = kind
 
 
 def turned(kernel: jax.Array, stacked: int, inputs: int) -> jax.Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maxlm.batch import Batch
-from maxlm.config.choices import AttentionKernel
+from maxlm.config.choices import AttentionKernel, Quantization
 from maxlm.config.expert_layers import Layer, layers_of
 from maxlm.config.schema import (
     AttentionSpan,
@@ -63,6 +63,7 @@ class Execution:
         stages: of a pipeline, which hold the layers; None: every device computes all layers.
         stacked: whether repeated layers are one array and one scan; else each is by itself.
         output_major: whether kernels of linear maps are `[out, in]` and not `[in, out]`.
+        quantization: of kernels of linear maps, but for experts' and tables; None: none.
     """
 
     compute_dtype: Any = jnp.float32
@@ -77,6 +78,7 @@ class Execution:
     stages: Stages | None = None
     stacked: bool = True
     output_major: bool = False
+    quantization: Quantization | None = None
 
     @property
     def attention_settings(self) -> AttentionSettings:
@@ -187,10 +189,11 @@ class Decoder(nnx.Module):
         )
         self.final_norm = Norm(config, config.embed_dim, rngs, dtype)
         self.head = None if config.tie_embeddings else table(vocab, "vocab", Kind.HEAD, table_init)
-        if execution.output_major:
-            for _, module in nnx.iter_modules(self):
-                if isinstance(module, Projection):
-                    module.turn()
+        for module in _projections(self):
+            if execution.output_major:
+                module.turn()
+            if execution.quantization is not None:
+                module.quantize(execution.quantization)
 
     def loss(self, batch: Batch, *, z_loss: float = 0.0) -> ModelLoss:
         """Sums over a batch of the loss and of its weights, without materialised logits."""
@@ -324,6 +327,10 @@ class Decoder(nnx.Module):
         own = c.rope_local_theta is not None and AttentionSpan.LOCAL in c.attention_pattern
         local = rope_angles(c, positions, local=True) if own else None
         return rope_angles(c, positions), local
+
+
+def _projections(decoder: Decoder) -> list[Projection]:
+    return [m for _, m in nnx.iter_modules(decoder) if isinstance(m, Projection)]
 
 
 def padded_vocab(config: ModelConfig) -> int:

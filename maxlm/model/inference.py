@@ -12,6 +12,8 @@ from dataclasses import replace
 
 import jax
 
+from maxlm.config.choices import Quantization
+from maxlm.kernels.quantized import quantize, stored_dtype
 from maxlm.model.attention import turned
 from maxlm.model.decoder import segment_plan
 from maxlm.model.definition import ModelDefinition, Params, define
@@ -19,12 +21,16 @@ from maxlm.model.parameter import Kind, ParameterInfo
 from maxlm.parallel.placement import on_mesh_of
 
 
-def for_inference(model: ModelDefinition, params: Params) -> tuple[ModelDefinition, Params]:
-    """The same model with its matrices in the compute dtype, on a CPU layer by layer.
+def for_inference(
+    model: ModelDefinition, params: Params, quantization: Quantization | None = None
+) -> tuple[ModelDefinition, Params]:
+    """The same model with its matrices in the compute dtype or in 8 bits, on a CPU layer by layer.
 
     Args:
         model: as it was trained.
         params: its parameters and variables.
+        quantization: of the linear maps of attention and MLP; tables, routers and experts stay as
+            they are.
 
     Returns:
         A definition and its parameters; what need not change is the same array.
@@ -32,8 +38,13 @@ def for_inference(model: ModelDefinition, params: Params) -> tuple[ModelDefiniti
     hardware = model.execution.hardware
     platform = hardware.platform if hardware is not None else jax.default_backend()
     apart = platform == "cpu" and model.execution.stages is None
-    execution = replace(model.execution, stacked=False, output_major=True)
-    served = define(model.config, execution) if apart else model
+    execution = replace(model.execution, quantization=quantization)
+    if apart:
+        execution = replace(execution, stacked=False, output_major=True)
+    served = define(model.config, execution)
+    arrays_of = served.parameters | served.variables
+    scales = {n: f"{n.removesuffix('kernel')}scale" for n in arrays_of if n.endswith("kernel")}
+    scales = {n: scale for n, scale in scales.items() if scale in arrays_of}
     sources = _sources(model) if apart else {name: (name, None) for name in params}
     declared = model.parameters | model.variables
     dtype = model.execution.compute_dtype
@@ -46,15 +57,21 @@ def for_inference(model: ModelDefinition, params: Params) -> tuple[ModelDefiniti
             array, info = arrays[source], declared[source]
             if layer is not None:
                 array = array[layer : layer + 1]
-                if (served.parameters | served.variables)[name].axes != info.axes:
+                if arrays_of[name].axes != info.axes:
                     array = turned(array, 1, len(info.inputs))
-            made[name] = array.astype(dtype) if _is_read_so(info) else array
+            if name in scales and quantization is not None:
+                dims = arrays_of[name].reduction_dims
+                made[name], made[scales[name]] = quantize(array, dims, stored_dtype(quantization))
+            else:
+                made[name] = array.astype(dtype) if _is_read_so(info) else array
         return made
 
     changed = {
         source: params[source]
-        for source, layer in sources.values()
-        if layer is not None or (_is_read_so(declared[source]) and params[source].dtype != dtype)
+        for name, (source, layer) in sources.items()
+        if layer is not None
+        or name in scales
+        or (_is_read_so(declared[source]) and params[source].dtype != dtype)
     }
     kept = {name: params[source] for name, (source, _) in sources.items() if source not in changed}
     if not changed:

@@ -42,7 +42,7 @@ def test_one_prompt_is_printed_with_its_text_and_the_speed_told_beside(folder, g
     assert generate(folder, "--prompt", "The cat", *COLD) == 0
     out, err = capfd.readouterr()
     assert out == f"The cat{greedy('The cat', 6)}\n"
-    assert "6 tokens in " in err and "tokens/s" in err
+    assert "first token after" in err and "then 5 tokens in " in err and "tokens/s" in err
 
 
 @pytest.mark.slow

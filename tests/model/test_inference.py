@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maxlm.config.choices import Quantization
 from maxlm.kernels.linear import linear, linear_output_major
+from maxlm.kernels.quantized import quantize, stored_dtype
 from maxlm.model.definition import define
 from maxlm.model.inference import for_inference
+from maxlm.model.parameter import Kind
 from tests.generate.models import VARIANTS, VOCAB, model_of
 from tests.interop.tiny import batch_of, logits_of
 
@@ -39,6 +42,40 @@ def test_matrices_are_in_the_compute_dtype_and_what_is_read_in_float32_is_not():
         for name in taken
         if name == "embedding" or (name.endswith("kernel") and "router" not in name)
     }
+
+
+@pytest.mark.parametrize("kind", [Quantization.INT8, Quantization.FP8])
+@pytest.mark.parametrize("variant", ["grouped queries", "experts"])
+def test_of_8_bit_weights_the_logits_are_those_of_the_rounded_weights(variant, kind):
+    model, params = model_of(variant)
+    served, taken = for_inference(model, params, kind)
+    rounded = {}
+    for name, array in params.items():
+        info = (model.parameters | model.variables)[name]
+        single = "experts" not in info.axes and "router" not in info.axes
+        if info.kind is Kind.MATRIX and single:
+            values, scale = quantize(jnp.asarray(array), info.reduction_dims, stored_dtype(kind))
+            scale = jnp.expand_dims(scale, info.reduction_dims)
+            array = np.asarray(values).astype(np.float32) * np.asarray(scale)
+        rounded[name] = array
+    tokens = batch_of(np.random.default_rng(1).integers(0, VOCAB, (2, 24)))
+    found = logits_of(served, taken, tokens)
+    np.testing.assert_allclose(found, logits_of(model, rounded, tokens), atol=1e-4)
+    assert np.abs(found - logits_of(model, params, tokens)).max() > 1e-3
+    narrow = [name for name, array in taken.items() if array.dtype == stored_dtype(kind)]
+    assert len(narrow) >= 4 * model.config.num_layers
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"),
+    [(Quantization.INT8_MATMUL, 0.1), (Quantization.FP8_MATMUL, 0.2)],  # 1 in 254, 1 in 16
+)
+def test_rounded_activations_change_little(kind, most):
+    model, params = model_of("learned positions")
+    tokens = batch_of(np.random.default_rng(1).integers(0, VOCAB, (2, 24)))
+    plain = logits_of(model, params, tokens)
+    found = logits_of(*for_inference(model, params, kind), tokens)
+    assert 1e-3 < np.abs(found - plain).std() / plain.std() < most
 
 
 def test_where_nothing_changes_nothing_is_copied():
