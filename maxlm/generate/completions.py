@@ -6,7 +6,8 @@ strings at which an answer ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from maxlm.data.tokenizers import Tokenizer
@@ -67,6 +68,7 @@ class Completions:
         self.engine = engine
         self.tokenizer = tokenizer
         self._open: dict[int, _Open] = {}
+        self._mail: dict[int, deque[Piece]] = {}  # of answers that are followed
 
     def add(
         self, index: int, request: Request, stop: Sequence[str] = (), *, slide: bool = False
@@ -107,6 +109,31 @@ class Completions:
         """What arrives, until every answer has ended."""
         while self._open:
             yield from self.step()
+
+    def follow(self, indices: Sequence[int]) -> Generator[Piece]:
+        """What arrives of some answers until they have ended; of others, it waits for who follows them.
+
+        An iterator that is dropped gives its answers up.
+        """
+        mail = {index: deque[Piece]() for index in indices}
+        self._mail |= mail
+        try:
+            open_ = set(indices)
+            while open_:
+                for index in sorted(open_):
+                    while mail[index]:
+                        piece = mail[index].popleft()
+                        if piece.answer.finish is not None and not mail[index]:
+                            open_.discard(index)
+                        yield piece
+                if open_ and not any(mail[index] for index in open_):
+                    for piece in self.step():
+                        if piece.index in self._mail:
+                            self._mail[piece.index].append(piece)
+        finally:
+            for index in indices:
+                del self._mail[index]
+                self.cancel(index)
 
     def _piece(self, token: Token) -> Piece:
         one = self._open[token.request]

@@ -255,9 +255,7 @@ class Engine:
 
     def _collect(self, owners: list[tuple[int, _Live]], drawn: Drawn) -> list[Token]:
         """Wait for a pass and hand out its tokens to those who still want them."""
-        if not owners:
-            return []
-        host = jax.device_get(drawn)
+        host = jax.device_get(drawn)  # also of a pass that only read: few may be in flight at once
         tokens = []
         for index, live in owners:
             if self._live.get(live.number) is not live:

@@ -9,6 +9,8 @@ model.logits("It was")  # [tokens, vocabulary]
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
@@ -127,6 +129,9 @@ class LanguageModel:
         self.engine = Engine.of(
             model, params, context_length=self.context_length, max_rows=max_rows
         )
+        # One for all that is asked, so that calls which overlap each get what is theirs.
+        self._completions = Completions(self.engine, self.tokenizer)
+        self._numbers = itertools.count()
         self._scorer = Scorer(model)
         self._beams = BeamSearch(model, self.context_length)
 
@@ -155,13 +160,9 @@ class LanguageModel:
         """
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         options = SamplingOptions(**sampling)
-        completions = Completions(self.engine, self.tokenizer)
         requests = [self.request(text, max_tokens, options) for text in texts]
-        check_stop(stop)
-        for index, request in enumerate(requests):
-            completions.add(index, request, stop)
-        answers: dict[int, Completion] = {p.index: p.answer for p in completions.pieces()}
-        return answers[0] if isinstance(prompt, str) else [answers[i] for i in range(len(texts))]
+        answers = self._answered(requests, stop)
+        return answers[0] if isinstance(prompt, str) else answers
 
     def stream(
         self,
@@ -172,15 +173,13 @@ class LanguageModel:
         **sampling: Any,
     ) -> Iterator[str]:
         """Like `generate` for one text, piece by piece; an iterator that is dropped gives up."""
-        completions = Completions(self.engine, self.tokenizer)
-        options = SamplingOptions(**sampling)
-        completions.add(0, self.request(prompt, max_tokens, options), stop)
-        try:
-            for piece in completions.pieces():
+        request = self.request(prompt, max_tokens, SamplingOptions(**sampling))
+        number = next(self._numbers)
+        self._completions.add(number, request, stop)
+        with contextlib.closing(self._completions.follow([number])) as pieces:
+            for piece in pieces:
                 if piece.text:
                     yield piece.text
-        finally:
-            completions.cancel(0)
 
     def beams(
         self, prompt: str, *, max_tokens: int | None = None, **options: Any
@@ -198,12 +197,10 @@ class LanguageModel:
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Completion:
         """The assistant's next answer; options as `generate` has them."""
-        completions = Completions(self.engine, self.tokenizer)
         stop, most = options.pop("stop", ()), options.pop("max_tokens", None)
         request = self.chat_request(messages, most, SamplingOptions(**options))
-        completions.add(0, request, stop)
-        *_, last = completions.pieces()
-        return last.answer
+        (answer,) = self._answered([request], stop)
+        return answer
 
     def score(self, text: str) -> Score:
         """How likely the model finds a text. Raises ConfigError: it is longer than the context."""
@@ -234,6 +231,16 @@ class LanguageModel:
             )
         tokens = self.tokenizer.encode_markup(self.chat_template.render(messages))
         return Request(tokens, max_tokens, options, self.stop)
+
+    def _answered(self, requests: list[Request], stop: Sequence[str]) -> list[Completion]:
+        check_stop(stop)
+        for request in requests:  # before any is asked for
+            request.check(self.context_length, self.engine.programs.vocab_size)
+        numbers = [next(self._numbers) for _ in requests]
+        for number, request in zip(numbers, requests, strict=True):
+            self._completions.add(number, request, stop)
+        answers = {p.index: p.answer for p in self._completions.follow(numbers)}
+        return [answers[number] for number in numbers]
 
     def _encoded(self, text: str) -> list[int]:
         request = self.request(text, None, SamplingOptions())

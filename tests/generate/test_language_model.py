@@ -89,6 +89,19 @@ def test_a_stream_that_is_dropped_frees_the_engine(model):
     assert not model.engine.busy
 
 
+def test_calls_that_overlap_each_get_what_is_theirs(model):
+    options = {"max_tokens": 8, "temperature": 0}
+    alone = [model.generate(text, **options).text for text in ("The cat", "A", "So")]
+    stream = model.stream("The cat", **options)
+    begun = next(stream)
+    other = model.stream("A", **options)
+    between = next(other)
+    assert model.generate("So", **options).text == alone[2]
+    assert begun + "".join(stream) == alone[0]
+    assert between + "".join(other) == alone[1]
+    assert not model.engine.busy
+
+
 def test_what_ends_an_answer_is_read_from_the_models_own_files(model):
     assert {259, 260} <= model.stop
     answer = model.generate("The cat", max_tokens=5, logit_bias={260: 100.0})
@@ -123,7 +136,8 @@ def test_what_cannot_be_used_is_refused(tmp_path, folder, model):
     with pytest.raises(
         ConfigError, match=f"has {length + 5:,} tokens, and this model sees {length}"
     ):
-        model.generate("x" * (length + 5))
+        model.generate(["fine", "x" * (length + 5)])
+    assert not model.engine.busy
     with pytest.raises(ConfigError, match=f"has {length + 5:,} tokens"):
         model.score("x" * (length + 5))
     with pytest.raises(ConfigError, match="no valid UTF-8"):
