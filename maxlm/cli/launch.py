@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     from maxlm.launch.local import launch
 
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
-    several = ("train", "eval", "generate")
+    several = ("train", "eval", "generate", "import")
     if not command or command[0] not in several:
         name = command[0] if command else ""
         raise ConfigError(

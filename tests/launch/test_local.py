@@ -117,7 +117,7 @@ def test_numbers_that_make_no_sense_are_refused():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "after `--` comes a command .*: train, eval, generate"),
+        ([], "after `--` comes a command .*: train, eval, generate, import"),
         (["trian", "x"], "not 'trian' .did you mean 'train'"),
         (["data", "tokenize"], "not 'data'"),
     ],
