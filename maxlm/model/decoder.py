@@ -31,13 +31,14 @@ from maxlm.kernels.context.order import from_zigzag, to_zigzag
 from maxlm.kernels.cross_entropy import cross_entropy
 from maxlm.kernels.experts.dispatch import ExpertKernels
 from maxlm.kernels.linear import linear_output_major
-from maxlm.model.attention import Context, Projection
+from maxlm.model.attention import Context
 from maxlm.model.balance import ModelLoss, with_routing
 from maxlm.model.block import Block
 from maxlm.model.cache import Cache, Pass, placed, ring_size
 from maxlm.model.lookup import lookup
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer, Kind, declare, normal, padded_rows
+from maxlm.model.projection import Projection
 from maxlm.model.rematerialization import kept_of_tick, rematerialized
 from maxlm.model.rope import Angles, rope_angles
 from maxlm.model.router import Load

@@ -14,10 +14,10 @@ import jax
 
 from maxlm.config.choices import Quantization
 from maxlm.kernels.quantized import quantize, stored_dtype
-from maxlm.model.attention import turned
 from maxlm.model.decoder import segment_plan
 from maxlm.model.definition import ModelDefinition, Params, define
 from maxlm.model.parameter import Kind, ParameterInfo
+from maxlm.model.projection import turned
 from maxlm.parallel.placement import on_mesh_of
 
 

@@ -17,9 +17,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.head_widths import value_dim
 from maxlm.config.schema import BiasKind, ModelConfig
-from maxlm.model.attention import Attention, Context, Projection
+from maxlm.model.attention import Attention, Context
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer
+from maxlm.model.projection import Projection
 from maxlm.model.rope import apply_rope
 from maxlm.parallel.axes import constrain
 

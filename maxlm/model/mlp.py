@@ -9,8 +9,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.schema import ModelConfig
 from maxlm.kernels.activations import hidden_of
-from maxlm.model.attention import Projection
 from maxlm.model.parameter import Initializer
+from maxlm.model.projection import Projection
 from maxlm.parallel.axes import constrain
 
 
