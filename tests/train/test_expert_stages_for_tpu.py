@@ -54,7 +54,8 @@ def test_rows_travel_to_their_experts_inside_a_stage_and_activations_to_the_next
     }
     place = sharding(mesh, ("batch", "length"))
     kinds = Batch(jnp.int32, jnp.int32, jnp.float32, jnp.int32, jnp.int32)
-    batch = Batch(*(jax.ShapeDtypeStruct((8, 256), kind, sharding=place) for kind in kinds))
+    # With 8 rows libtpu 0.0.52 fails in itself: "INTERNAL: Value … overlaps with another chunk".
+    batch = Batch(*(jax.ShapeDtypeStruct((16, 256), kind, sharding=place) for kind in kinds))
     with jax.set_mesh(mesh):
         gradient = jax.jit(jax.grad(lambda p, b: model.bind(p).loss(b).total))
         program = gradient.lower(params, batch).compile().as_text()
