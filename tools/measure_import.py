@@ -81,7 +81,7 @@ def measured(
     process = subprocess.Popen(program)
     peaks: dict[int, int] = {}
     while process.poll() is None:
-        for number in family(process.pid):
+        for number in descendants(process.pid):
             peaks[number] = max(peaks.get(number, 0), peak_of(number))
         time.sleep(0.02)
     if process.returncode:
@@ -117,13 +117,13 @@ def write_folder(model: ModelConfig, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
-def family(number: int) -> list[int]:
+def descendants(number: int) -> list[int]:
     """A process and all that it started."""
     found = [number]
     try:
         for task in Path(f"/proc/{number}/task").iterdir():
             for child in (task / "children").read_text().split():
-                found += family(int(child))
+                found += descendants(int(child))
     except OSError:
         pass
     return found

@@ -16,6 +16,7 @@ from maxlm.generate.completions import Completion, Completions
 from maxlm.generate.language_model import LanguageModel
 from maxlm.generate.request import Request
 from maxlm.generate.sampling import SamplingOptions
+from maxlm.generate.text import check_stop
 from maxlm.parallel.agreement import process_index
 
 SAMPLING = tuple(field.name for field in fields(SamplingOptions))
@@ -101,11 +102,13 @@ def _request(
     if ("prompt" in record) == ("messages" in record):
         raise ConfigError(f"{where}: give either a prompt or messages")
     stop = record.get("stop", arguments.stop)
+    stop = [stop] if isinstance(stop, str) else stop
     most = record.get("max_tokens", arguments.max_tokens)
     own = {name: record[name] for name in SAMPLING if name in record}
     if "logit_bias" in own:  # JSON's keys are strings
         own["logit_bias"] = {int(token): bias for token, bias in own["logit_bias"].items()}
     try:
+        check_stop(stop)
         chosen = replace(options, **own)
         if "messages" in record:
             request = model.chat_request(record["messages"], most, chosen)
@@ -116,7 +119,7 @@ def _request(
         raise ConfigError(f"{where}: {error}") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{where}: a value is of the wrong kind: {error}") from error
-    return request, [stop] if isinstance(stop, str) else list(stop)
+    return request, stop
 
 
 def _line(record: dict[str, Any], answer: Completion) -> str:

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 
-from maxlm.generate.beam import BeamOptions
 from maxlm.generate.completions import Completion, Completions
 from maxlm.generate.language_model import LanguageModel
 from maxlm.generate.request import Finish
@@ -96,14 +95,9 @@ def _pieces(
 def _searched(
     model: LanguageModel, arguments: argparse.Namespace, options: SamplingOptions
 ) -> Iterator[str]:
-    beam = BeamOptions(arguments.beams, arguments.length_penalty)
+    how = {"beams": arguments.beams, "length_penalty": arguments.length_penalty}
     for prompt in arguments.prompt:
-        for hypothesis in model.beams(
-            prompt,
-            max_tokens=arguments.max_tokens,
-            beams=beam.beams,
-            length_penalty=beam.length_penalty,
-        ):
+        for hypothesis in model.beams(prompt, max_tokens=arguments.max_tokens, **how):
             text = model.tokenizer.decode(hypothesis.tokens)
             yield f"{hypothesis.score:9.4f}  {prompt}{text}\n"
 

@@ -10,7 +10,7 @@ from maxlm.evaluate.perplexity import evaluate_by_batch, make_eval_step
 from maxlm.evaluate.sets import EvalSet, open_sets
 from maxlm.generate.completions import Completions
 from maxlm.generate.engine import LONGEST_PASS, Engine
-from maxlm.generate.prompts import encode_prompts
+from maxlm.generate.prompts import encode_prompts, end_tokens
 from maxlm.generate.request import Request
 from maxlm.generate.rows import Programs
 from maxlm.generate.sampling import SamplingOptions
@@ -52,7 +52,7 @@ def _sampling(run: Run) -> Hook:
         for i in range(len(config.prompts))
     ]
     prompts = encode_prompts(run.tokenizer, config.prompts, run.config.data)
-    stop = frozenset() if run.tokenizer.eos_id is None else frozenset({run.tokenizer.eos_id})
+    stop = end_tokens(run.tokenizer)
 
     def call(step: int, params: Params) -> Iterator[dict[str, Any] | None]:
         engine = Engine(programs, params, context_length=context)

@@ -28,12 +28,13 @@ from maxlm.generate.beam import BeamOptions, BeamSearch, Hypothesis
 from maxlm.generate.chat import ChatTemplate, Message
 from maxlm.generate.completions import Completion, Completions
 from maxlm.generate.engine import MAX_ROWS, Engine
-from maxlm.generate.prompts import encode_prompts
+from maxlm.generate.prompts import encode_prompts, end_tokens
 from maxlm.generate.request import Request
 from maxlm.generate.sampling import SamplingOptions
 from maxlm.generate.scoring import Score, Scorer
 from maxlm.generate.text import check_stop
 from maxlm.interop.folder import CONFIG
+from maxlm.model.definition import Params
 from maxlm.model.inference import for_inference
 from maxlm.train.importing import load_huggingface
 from maxlm.train.loading import TrainedModel
@@ -125,7 +126,6 @@ class LanguageModel:
         self.chat_template = ChatTemplate.of_folder(files)
         self.stop = _stop_tokens(trained.tokenizer, files)
         model, params = for_inference(trained.model, trained.params, quantization)
-        self.params = params
         self.engine = Engine.of(
             model, params, context_length=self.context_length, max_rows=max_rows
         )
@@ -134,6 +134,11 @@ class LanguageModel:
         self._numbers = itertools.count()
         self._scorer = Scorer(model)
         self._beams = BeamSearch(model, self.context_length)
+
+    @property
+    def params(self) -> Params:
+        """The weights as generation reads them."""
+        return self.engine.params
 
     @overload
     def generate(self, prompt: str, **options: Any) -> Completion: ...
@@ -250,7 +255,7 @@ class LanguageModel:
 
 def _stop_tokens(tokenizer: Tokenizer, files: str) -> frozenset[int]:
     """The end of a document, and what a model's generation_config.json ends answers with."""
-    stop = set() if tokenizer.eos_id is None else {tokenizer.eos_id}
+    stop = end_tokens(tokenizer)
     path = storage.join(files, GENERATION_CONFIG)
     if storage.exists(path):
         try:
@@ -258,4 +263,4 @@ def _stop_tokens(tokenizer: Tokenizer, files: str) -> frozenset[int]:
         except ValueError as error:
             raise CheckpointError(f"{path}: not JSON: {error}") from error
         stop |= {ends} if isinstance(ends, int) else set(ends or ())
-    return frozenset(stop)
+    return stop

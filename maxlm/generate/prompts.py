@@ -1,4 +1,4 @@
-"""From texts to the ids that a model continues, as its documents begin."""
+"""From texts to the ids that a model continues, as its documents begin, and to what ends them."""
 
 from __future__ import annotations
 
@@ -27,3 +27,8 @@ def encode_prompts(tokenizer: Tokenizer, texts: list[str], data: DataConfig) -> 
                 "with no token of their own: give it some text"
             )
     return prompts
+
+
+def end_tokens(tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that end a document: one, or none."""
+    return frozenset() if tokenizer.eos_id is None else frozenset({tokenizer.eos_id})

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from maxlm.kernels.attention.reference import softmax_weights
 from maxlm.parallel.axes import constrain, mesh_shards
 
 
@@ -98,15 +99,8 @@ def attend_cached(
     grouped = (query * width**-0.5).reshape(batch, length, num_kv_heads, -1, width)
     wide = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("ptkgc,pksc->pkgts", grouped, key, preferred_element_type=wide)
-    if logit_cap is not None:
-        scores = logit_cap * jnp.tanh(scores / logit_cap)
     visible = _visible(now, length, size, window)  # [P, T, S]
-    scores = jnp.where(visible[:, None, None], scores, jnp.finfo(wide).min)
-    if sinks is not None:
-        column = sinks.astype(wide).reshape(num_kv_heads, -1, 1, 1)
-        column = jnp.broadcast_to(column, (*scores.shape[:-1], 1))
-        scores = jnp.concatenate([scores, column], axis=-1)
-    weights = jax.nn.softmax(scores, axis=-1)[..., :size].astype(value.dtype)
+    weights = softmax_weights(scores, visible, logit_cap=logit_cap, sinks=sinks).astype(value.dtype)
     out = jnp.einsum("pkgts,pksc->ptkgc", weights, value)
     return out.reshape(batch, length, num_heads, value.shape[-1]).astype(query.dtype)
 

@@ -9,17 +9,13 @@ import pytest
 import maxlm
 from maxlm.cli.main import main
 from maxlm.data.tokenizers import load_tokenizer
-from tests.generate.test_language_model import add_tokenizer
-from tests.interop.tiny import write_folder
+from tests.generate.chat_model import write_chat_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hf")
-    write_folder("qwen3", folder, vocab_size=320)
-    add_tokenizer(folder, 320)
-    template = "{% for m in messages %}<|257|>{{ m.content }}{% endfor %}<|258|>"
-    (folder / "chat_template.jinja").write_text(template)
+    write_chat_model(folder)
     return str(folder)
 
 
@@ -146,6 +142,7 @@ def test_what_makes_no_sense_is_refused_before_the_model_is_loaded(
         ('{"prompt": "a", "top_p": 2}', "line 2: top_p is 2"),
         ('{"prompt": "a", "temperature": "hot"}', "line 2: a value is of the wrong kind"),
         ('{"prompt": ""}', "line 2: prompt 1 of 1 is empty"),
+        ('{"prompt": "a", "stop": ""}', "line 2: stop string 1 is empty"),
         ('{"messages": []}', "line 2: the conversation has no messages"),
         (
             json.dumps({"prompt": "x" * 70}),

@@ -10,7 +10,8 @@ LATENT = ["model.kv_latent_dim=16", "model.latent_rope_dim=8"]
 
 def test_what_fits_is_taken():
     load_config("models/nano-4x128", LATENT)
-    load_config("models/nano-4x128", [*LATENT, "model.query_latent_dim=24"])
+    loaded = load_config("models/nano-4x128", [*LATENT, "model.query_latent_dim=24"])
+    assert loaded.model.query_latent_dim == 24
 
 
 @pytest.mark.parametrize(

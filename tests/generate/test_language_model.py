@@ -13,32 +13,16 @@ from maxlm.errors import CheckpointError, ConfigError
 from maxlm.generate.request import Finish
 from maxlm.generate.sampling import SamplingOptions
 from maxlm.train.importing import import_huggingface
-from tests.interop.tiny import batch_of, logits_of, read_tiny, write_folder
+from tests.generate.chat_model import write_chat_model
+from tests.interop.tiny import batch_of, logits_of, read_tiny
 
 TEXT = "The cat sat, and the mat."
-
-
-def add_tokenizer(folder, size):
-    """A tokenizer.json of bytes, padded to the model's vocabulary."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: i for i, letter in enumerate(letters)}
-    vocabulary |= {f"<|{i}|>": i for i in range(len(letters), size)}
-    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([f"<|{i}|>" for i in range(len(letters), size)])
-    made.save(str(folder / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hf")
-    write_folder("qwen3", folder, vocab_size=320)
-    add_tokenizer(folder, 320)
-    template = "{% for m in messages %}<|257|>{{ m.role }}: {{ m.content }}{% endfor %}<|258|>"
-    (folder / "chat_template.jinja").write_text(template)
+    write_chat_model(folder)
     (folder / "generation_config.json").write_text('{"eos_token_id": [259, 260]}')
     return folder
 

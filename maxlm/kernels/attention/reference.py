@@ -47,18 +47,35 @@ def reference_attention(
     grouped = (query * head_dim**-0.5).reshape(batch, length, num_kv_heads, groups, head_dim)
     wide = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("btkgc,bskc->bkgts", grouped, key, preferred_element_type=wide)
-    if logit_cap is not None:
-        scores = logit_cap * jnp.tanh(scores / logit_cap)
     mask = _mask(query_segments, key_segments, window)
-    # A finite minimum keeps rows that see nothing (padding) free of NaN.
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(wide).min)
-    if sinks is not None:
-        column = sinks.astype(wide).reshape(num_kv_heads, groups, 1, 1)
-        column = jnp.broadcast_to(column, (*scores.shape[:-1], 1))
-        scores = jnp.concatenate([scores, column], axis=-1)
-    weights = jax.nn.softmax(scores, axis=-1)[..., : key.shape[1]].astype(value.dtype)
+    weights = softmax_weights(scores, mask, logit_cap=logit_cap, sinks=sinks).astype(value.dtype)
     out = jnp.einsum("bkgts,bskc->btkgc", weights, value)
     return out.reshape(batch, length, num_heads, value.shape[-1])
+
+
+def softmax_weights(
+    scores: jax.Array, mask: jax.Array, *, logit_cap: float | None, sinks: jax.Array | None
+) -> jax.Array:
+    """Weights of the keys: soft-capped, masked, with the sinks in the denominator.
+
+    Args:
+        scores: `[B, K, G, T, S]`, scaled; H is K × G.
+        mask: `[B, T, S]` bool, which key each query sees.
+        logit_cap: soft cap, or None.
+        sinks: `[H]`, or None.
+
+    Returns:
+        `[B, K, G, T, S]` in the dtype of the scores.
+    """
+    if logit_cap is not None:
+        scores = logit_cap * jnp.tanh(scores / logit_cap)
+    # A finite minimum keeps rows that see nothing (padding) free of NaN.
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
+    if sinks is None:
+        return jax.nn.softmax(scores, axis=-1)
+    column = sinks.astype(scores.dtype).reshape(*scores.shape[1:3], 1, 1)
+    column = jnp.broadcast_to(column, (*scores.shape[:-1], 1))
+    return jax.nn.softmax(jnp.concatenate([scores, column], axis=-1), axis=-1)[..., :-1]
 
 
 def _mask(
