@@ -12,7 +12,7 @@ help:
 	@echo "make test         install the test tools, then run the whole suite"
 	@echo "make test-fast    the suite without the tests marked slow"
 	@echo "make lint         ruff and mypy"
-	@echo "make campaign     the long measurements, which print the tables of BUILD_NOTES.md"
+	@echo "make campaign     further cases of the tests, and the long measurements with their tables"
 
 quickstart: $(VENV)/installed
 	$(BIN)/maxlm data tokenize --source sample:tinyshakespeare --tokenizer byte \
@@ -35,6 +35,7 @@ format: $(VENV)/installed-test
 	$(BIN)/ruff format .
 
 campaign: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --campaign
 	$(BIN)/python tools/campaign.py
 
 clean:

@@ -189,8 +189,9 @@ def call(*arguments: str, on: int = 1) -> int:
 
 def child(arguments: list[str], **environment: str) -> subprocess.Popen:
     """Start `maxlm` in a process of its own, on one CPU device unless told otherwise."""
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "NPROC": ""} | environment
-    env = {name: value for name, value in env.items() if value}
+    own = ("XLA_FLAGS", "NPROC", "JAX_OPTIMIZATION_LEVEL")  # of tests/conftest.py
+    env = {name: value for name, value in os.environ.items() if name not in own}
+    env |= {"JAX_PLATFORMS": "cpu"} | environment
     return subprocess.Popen(
         [sys.executable, "-m", "maxlm.cli.main", *arguments],
         stdout=subprocess.PIPE,

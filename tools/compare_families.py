@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import torch
 import transformers
-from tiny_families import TINY, prompts, write_folder
+from tiny_families import TINY, prompts, tokenizer_of_words, write_folder
 
 from maxlm.batch import Batch
 from maxlm.generate.language_model import LanguageModel
@@ -86,7 +86,7 @@ def compared(name: str, theirs: Path, folder: Path, tokens: np.ndarray) -> str:
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir()
     if not (theirs / "tokenizer.json").exists():
-        (tokenizer / "tokenizer.json").write_text(_letters())
+        (tokenizer / "tokenizer.json").write_text(tokenizer_of_words())
     source = str(tokenizer) if any(tokenizer.iterdir()) else None
     first, second, out = folder / "first", folder / "second", folder / "out"
     done = import_huggingface(str(theirs), str(first), tokenizer=source)
@@ -161,14 +161,6 @@ def _continued(model: Any, prompt: list[int]) -> list[int]:
         pad_token_id=0,
     )
     return out[0, len(prompt) :].tolist()
-
-
-def _letters() -> str:
-    """A tokenizer.json of 97 letters, which these models have none of."""
-    from tokenizers import Tokenizer, models
-
-    vocab = {chr(0x100 + number): number for number in range(97)}
-    return Tokenizer(models.BPE(vocab=vocab, merges=[])).to_str()
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
+from tiny_families import tokenizer_of_words
 
 from maxlm.config.derive_model import resolve_model
 from maxlm.config.load import load_config
@@ -104,17 +104,7 @@ def write_folder(model: ModelConfig, folder: Path) -> None:
     dtype = np.dtype(ml_dtypes.bfloat16)
     drawn = ((n, (0.02 * rng.random(s, np.float32)).astype(dtype)) for n, s in shapes.items())
     write_tensors(str(folder), shapes, dtype, drawn, shard_bytes=1_000_000_000)
-    words: dict[str, Any] = {f"w{i}": i for i in range(model.vocab_size or 0)}
-    tokenizer = {
-        "version": "1.0",
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Whitespace"},
-        "post_processor": None,
-        "decoder": None,
-        "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"},
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer.json").write_text(tokenizer_of_words(model.vocab_size or 0))
 
 
 def descendants(number: int) -> list[int]:

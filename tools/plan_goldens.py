@@ -3,8 +3,10 @@
     python tools/plan_goldens.py                                     # check all of them (make campaign)
     python tools/plan_goldens.py runs/gpt2-124m-v5e-8                 # check one
     python tools/plan_goldens.py --write runs/gpt2-124m-v5e-8         # after a change that is meant
+    JAX_OPTIMIZATION_LEVEL=O0 python tools/plan_goldens.py …          # as the suite does, four times as fast
 
-A golden file (tests/plan/goldens/NAME.json) holds by version of libtpu: the mesh, bytes of memory by kind,
+A golden file (tests/plan/goldens/NAME.json) holds by version of libtpu, and of the compiler's effort where
+that is not the usual one: the mesh, bytes of memory by kind,
 seconds of the step, and of every kind of collective its runs and its bytes on the wire. Whatever grows by
 more than a hundredth, or a collective that was not there, is a difference, and the exit status 1: a change that
 makes a pod slower is seen. What shrinks is told, so that the file follows. Where parameters lie has golden
@@ -58,7 +60,9 @@ def look(name: str, store: str | None = None) -> tuple[str, dict[str, Any]]:
     """The version that planned a shipped run, and what is compared."""
     plan = make_plan(load_config([name], []), pods()[name], name=name, store=store)
     version = plan.versions.get("libtpu") if plan.method == "compiled" else None
-    return f"libtpu {version}" if version else ARITHMETIC, record(plan)
+    level = os.environ.get("JAX_OPTIMIZATION_LEVEL")
+    effort = f", {level}" if level else ""
+    return f"libtpu {version}{effort}" if version else ARITHMETIC, record(plan)
 
 
 def record(plan: Plan) -> dict[str, Any]:

@@ -263,6 +263,15 @@ def drawn_tensor(name: str, shape: tuple[int, ...], *, offset_norms: bool) -> np
     return values.astype(np.float32)
 
 
+def tokenizer_of_words(size: int = VOCAB) -> str:
+    """The text of a tokenizer.json of that many words, w0, w1 and so on, which these models have none of."""
+    model = {"type": "WordLevel", "vocab": {f"w{i}": i for i in range(size)}, "unk_token": "w0"}
+    nothing = {"added_tokens": [], "normalizer": None, "post_processor": None, "decoder": None}
+    return json.dumps(
+        {"version": "1.0", **nothing, "pre_tokenizer": {"type": "Whitespace"}, "model": model}
+    )
+
+
 def prompts() -> np.ndarray:
     """`[2, LENGTH]` int32 tokens, longer than windows and than RoPE's original length."""
     return np.random.default_rng(0).integers(0, VOCAB, (2, LENGTH)).astype(np.int32)

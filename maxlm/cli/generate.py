@@ -28,7 +28,7 @@ examples:
 MODEL is a run, local or gs://, or a Hugging Face folder. With one prompt the text is printed as it is made.
 A file has a prompt per line (.txt), or JSON (.jsonl): {"prompt": …} or {"messages": […]}, and with them,
 where they differ from the arguments, "max_tokens", "stop", "seed" and what else chooses tokens. Speed is
-told on standard error.
+told on standard error. With --beams an answer is the likeliest whole text that was found; a file gets all.
 """
 
 
@@ -105,8 +105,14 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{said} given: choose one of --prompt, --input and --chat")
     if (arguments.output is None) != (arguments.input is None):
         raise ConfigError("--input and --output belong together: answers to a file go into a file")
-    if arguments.beams is not None and not arguments.prompt:
-        raise ConfigError("--beams works with --prompt")
+    if arguments.beams is not None:
+        no = {
+            "--chat": arguments.chat,
+            "--slide": arguments.slide,
+            "--logprobs": arguments.logprobs is not None,
+        }
+        for name in (name for name, given in no.items() if given):
+            raise ConfigError(f"--beams and {name} given: beam search works without it")
     if arguments.rows is not None and arguments.rows < 1:
         raise ConfigError(f"--rows {arguments.rows}: answer at least 1 at once")
     if arguments.max_tokens is not None and arguments.max_tokens < 1:

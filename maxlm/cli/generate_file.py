@@ -12,6 +12,8 @@ from typing import Any
 from maxlm import storage
 from maxlm.cli.generate_prompts import speed, tell
 from maxlm.errors import ConfigError, did_you_mean
+from maxlm.generate.beam import BeamOptions, Hypothesis
+from maxlm.generate.beam_text import Asked
 from maxlm.generate.completions import Completion, Completions
 from maxlm.generate.language_model import LanguageModel
 from maxlm.generate.request import Request
@@ -43,28 +45,71 @@ def answer_file(
         )
         for line, record in _records(arguments.input)
     ]
+    requests = [(request, stop) for _, _, request, stop in asked]
+    start = time.perf_counter()
+    progress = _Progress(len(asked))
+    if arguments.beams is None:
+        answers = _drawn(model, requests, progress, slide=arguments.slide)
+    else:
+        how = BeamOptions(arguments.beams, arguments.length_penalty)
+        answers = _searched(model, requests, progress, how)
+    if process_index() == 0:
+        lines = [
+            json.dumps({**record, **answer}, ensure_ascii=False) + "\n"
+            for (_, record, *_), answer in zip(asked, answers, strict=True)
+        ]
+        storage.write_text(arguments.output, "".join(lines))
+    made = sum(answer["num_tokens"] for answer in answers)
+    seconds = time.perf_counter() - start
+    tell(f"{arguments.output}: {len(asked):,} answers, {speed(made, seconds)}")
+
+
+class _Progress:
+    """Tells now and then how far it is."""
+
+    def __init__(self, total: int):
+        self._total = total
+        self._start = self._told = time.perf_counter()
+
+    def tell(self, done: int, tokens: int) -> None:
+        """So many answers and tokens are made."""
+        now = time.perf_counter()
+        if now - self._told < TOLD_EVERY:
+            return
+        self._told = now
+        left = (now - self._start) * (self._total - done) / max(done, 1)
+        rest = f", about {left:.0f} s left" if done else ""
+        tell(f"{done:,} of {self._total:,} answers, {speed(tokens, now - self._start)}{rest}")
+
+
+def _drawn(
+    model: LanguageModel, asked: list[Asked], progress: _Progress, *, slide: bool
+) -> list[dict[str, Any]]:
+    """What is told of each answer."""
     completions = Completions(model.engine, model.tokenizer)
-    for index, (_, _, request, stop) in enumerate(asked):
-        completions.add(index, request, stop, slide=arguments.slide)
+    for index, (request, stop) in enumerate(asked):
+        completions.add(index, request, stop, slide=slide)
     answers: dict[int, Completion] = {}
-    start = told = time.perf_counter()
     tokens = 0
     while completions.waiting:
         for piece in completions.step():
             answers[piece.index] = piece.answer
             tokens += 1
-        now = time.perf_counter()
-        if now - told >= TOLD_EVERY:
-            told, done = now, len(asked) - completions.waiting
-            left = (now - start) * completions.waiting / max(done, 1)
-            rest = f", about {left:.0f} s left" if done else ""
-            tell(f"{done:,} of {len(asked):,} answers, {speed(tokens, now - start)}{rest}")
-    seconds = time.perf_counter() - start
-    if process_index() == 0:
-        lines = [_line(record, answers[i]) for i, (_, record, *_) in enumerate(asked)]
-        storage.write_text(arguments.output, "".join(lines))
-    made = sum(len(answer.tokens) for answer in answers.values())
-    tell(f"{arguments.output}: {len(asked):,} answers, {speed(made, seconds)}")
+        progress.tell(len(asked) - completions.waiting, tokens)
+    return [_told(answers[index]) for index in range(len(asked))]
+
+
+def _searched(
+    model: LanguageModel, asked: list[Asked], progress: _Progress, how: BeamOptions
+) -> list[dict[str, Any]]:
+    """What is told of the best hypothesis of each, and of all."""
+    told: list[dict[str, Any]] = []
+    tokens = 0
+    for found in model.search(asked, how):
+        told.append(_found(found))
+        tokens += told[-1]["num_tokens"]
+        progress.tell(len(told), tokens)
+    return told
 
 
 def _records(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -105,6 +150,8 @@ def _request(
     stop = [stop] if isinstance(stop, str) else stop
     most = record.get("max_tokens", arguments.max_tokens)
     own = {name: record[name] for name in SAMPLING if name in record}
+    if own and arguments.beams is not None:
+        raise ConfigError(f"{where}: beam search draws nothing: leave out '{next(iter(own))}'")
     if "logit_bias" in own:  # JSON's keys are strings
         own["logit_bias"] = {int(token): bias for token, bias in own["logit_bias"].items()}
     try:
@@ -122,11 +169,19 @@ def _request(
     return request, stop
 
 
-def _line(record: dict[str, Any], answer: Completion) -> str:
-    """What was asked, and the answer."""
+def _found(hypotheses: list[Hypothesis]) -> dict[str, Any]:
+    best = hypotheses[0]
+    return {
+        "text": best.text,
+        "finish_reason": best.finish.value,
+        "num_tokens": len(best.tokens),
+        "hypotheses": [{"text": h.text, "score": h.score} for h in hypotheses],
+    }
+
+
+def _told(answer: Completion) -> dict[str, Any]:
     assert answer.finish is not None
     told: dict[str, Any] = {
-        **record,
         "text": answer.text,
         "finish_reason": answer.finish.value,
         "num_tokens": len(answer.tokens),
@@ -134,4 +189,4 @@ def _line(record: dict[str, Any], answer: Completion) -> str:
     if answer.logprobs:
         told["tokens"], told["logprobs"] = answer.tokens, answer.logprobs
         told["alternatives"] = answer.alternatives
-    return json.dumps(told, ensure_ascii=False) + "\n"
+    return told

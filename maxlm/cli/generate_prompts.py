@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from maxlm.generate.beam import BeamOptions
 from maxlm.generate.completions import Completion, Completions
 from maxlm.generate.language_model import LanguageModel
 from maxlm.generate.request import Finish
@@ -95,11 +96,12 @@ def _pieces(
 def _searched(
     model: LanguageModel, arguments: argparse.Namespace, options: SamplingOptions
 ) -> Iterator[str]:
-    how = {"beams": arguments.beams, "length_penalty": arguments.length_penalty}
-    for prompt in arguments.prompt:
-        for hypothesis in model.beams(prompt, max_tokens=arguments.max_tokens, **how):
-            text = model.tokenizer.decode(hypothesis.tokens)
-            yield f"{hypothesis.score:9.4f}  {prompt}{text}\n"
+    how = BeamOptions(arguments.beams, arguments.length_penalty)
+    most, stop = arguments.max_tokens, arguments.stop
+    asked = [(model.request(prompt, most, options), stop) for prompt in arguments.prompt]
+    for prompt, found in zip(arguments.prompt, model.search(asked, how), strict=True):
+        for hypothesis in found:
+            yield f"{hypothesis.score:9.4f}  {prompt}{hypothesis.text}\n"
 
 
 def _table(model: LanguageModel, answer: Completion) -> Iterator[str]:

@@ -8,7 +8,7 @@ prompts by one pass a step and ranks what follows; which beams live and which ar
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -24,6 +24,8 @@ from maxlm.parallel.axes import constrain
 from maxlm.parallel.placement import on_mesh_of
 
 Caches = list[list[Cache]]
+# Whether an answer of these tokens has ended, the last of them a part of it.
+Ends = Callable[[Sequence[int]], bool]
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,14 @@ class Hypothesis:
         logprob: natural logarithm of its probability, that of its end included.
         score: by which hypotheses are ranked.
         finish: why it ended.
+        text: of the tokens, without what stopped it; filled in where a tokenizer is at hand.
     """
 
     tokens: list[int]
     logprob: float
     score: float
     finish: Finish
+    text: str = ""
 
 
 @dataclass
@@ -74,6 +78,7 @@ class _Search:
     request: Request
     most: int
     options: BeamOptions
+    ends: Ends | None = None
     beams: list[list[int]] = field(default_factory=list)  # drawn tokens of each, the best first
     scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
     finished: list[Hypothesis] = field(default_factory=list)
@@ -91,10 +96,12 @@ class _Search:
         length = len(self.beams[0]) + 1
         going: list[tuple[int, int, float]] = []
         for rank, (parent, token, value) in enumerate(zip(parents, tokens, values, strict=True)):
-            if int(token) in self.request.stop or length == self.most:
+            before = self.beams[parent]
+            ended = self.ends is not None and self.ends([*before, int(token)])
+            if ended or int(token) in self.request.stop or length == self.most:
                 # Only what would have been followed counts as found.
                 if rank < self.options.beams:
-                    self._finish(self.beams[parent], int(token), float(value), length)
+                    self._finish(before, int(token), float(value), ended)
             elif len(going) < self.options.beams:
                 going.append((int(parent), int(token), float(value)))
         if length == self.most or not going:
@@ -116,13 +123,13 @@ class _Search:
         scores[: len(self.scores)] = self.scores
         return scores
 
-    def _finish(self, before: list[int], token: int, logprob: float, length: int) -> None:
+    def _finish(self, before: list[int], token: int, logprob: float, ended: bool) -> None:
         stops = token in self.request.stop
         asked = self.request.max_tokens
         at_end = Finish.LENGTH if self.most == asked else Finish.CONTEXT
-        score = logprob / length**self.options.length_penalty
+        score = logprob / (len(before) + 1) ** self.options.length_penalty
         tokens = list(before) if stops else [*before, token]
-        one = Hypothesis(tokens, logprob, score, Finish.STOP if stops else at_end)
+        one = Hypothesis(tokens, logprob, score, Finish.STOP if stops or ended else at_end)
         best = sorted([*self.finished, one], key=lambda h: -h.score)
         self.finished = best[: self.options.beams]
 
@@ -147,22 +154,36 @@ class BeamSearch:
         self._next = jax.jit(self._extend, static_argnames="candidates", donate_argnames="caches")
 
     def run(
-        self, params: Params, requests: Sequence[Request], options: BeamOptions
+        self,
+        params: Params,
+        requests: Sequence[Request],
+        options: BeamOptions,
+        ends: Sequence[Ends | None] = (),
     ) -> list[list[Hypothesis]]:
         """The best hypotheses of each request, the best first; its sampling options are not looked at.
 
-        Raises ConfigError: a prompt is empty or longer than the context.
+        Args:
+            params: of the model.
+            requests: the prompts.
+            options: how to search.
+            ends: per request what else ends an answer than its stop tokens; empty: nothing.
+
+        Raises:
+            ConfigError: a prompt is empty or longer than the context.
         """
         for request in requests:
             request.check(self.context_length, self.vocab_size)
         k, vocab = options.beams, self.vocab_size
-        searches = [_Search(r, r.most_tokens(self.context_length), options, [[]]) for r in requests]
+        searches = [
+            _Search(request, request.most_tokens(self.context_length), options, end, [[]])
+            for request, end in zip(requests, ends or [None] * len(requests), strict=True)
+        ]
         longest = max(len(s.request.prompt) + s.most - 1 for s in searches)
         tokens, counts = _prompts(requests)
         lengths = np.repeat(counts, k)
         # Were one beam to end in every way at once, the others would still be full.
-        ends = max(len(request.stop) for request in requests)
-        candidates = min(max(2, 1 + ends) * k, vocab)
+        ways = max(len(s.request.stop) + (s.ends is not None) for s in searches)
+        candidates = min(max(2, 1 + ways) * k, vocab)
         with on_mesh_of(params):
             length = min(bucket(longest, 64), self.context_length)
             sizes = {"beams": k, "length": length, "candidates": candidates}

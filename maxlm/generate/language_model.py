@@ -25,6 +25,7 @@ from maxlm.data.tokenizers import Tokenizer
 from maxlm.data.tokenizers.huggingface import HuggingFaceTokenizer
 from maxlm.errors import CheckpointError, ConfigError, did_you_mean
 from maxlm.generate.beam import BeamOptions, BeamSearch, Hypothesis
+from maxlm.generate.beam_text import Asked, search_texts
 from maxlm.generate.chat import ChatTemplate, Message
 from maxlm.generate.completions import Completion, Completions
 from maxlm.generate.engine import MAX_ROWS, Engine
@@ -186,19 +187,39 @@ class LanguageModel:
                 if piece.text:
                     yield piece.text
 
+    @overload
+    def beams(self, prompt: str, **options: Any) -> list[Hypothesis]: ...
+    @overload
+    def beams(self, prompt: list[str], **options: Any) -> list[list[Hypothesis]]: ...
     def beams(
-        self, prompt: str, *, max_tokens: int | None = None, **options: Any
-    ) -> list[Hypothesis]:
-        """The most likely continuations that beam search finds, the best first.
+        self,
+        prompt: str | list[str],
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        **options: Any,
+    ) -> list[Hypothesis] | list[list[Hypothesis]]:
+        """The most likely continuations that beam search finds, of each text the best first.
 
         Args:
-            prompt: text.
+            prompt: text or texts.
             max_tokens: most tokens of each; None: up to the context.
+            stop: strings that end an answer, which they are no part of.
             **options: as `BeamOptions` has them.
+
+        Raises:
+            ConfigError: a prompt is empty or longer than the context, or an option is wrong.
         """
-        request = self.request(prompt, max_tokens, SamplingOptions())
-        (found,) = self._beams.run(self.params, [request], BeamOptions(**options))
-        return found
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        how = BeamOptions(**options)
+        asked = [(self.request(text, max_tokens, SamplingOptions()), stop) for text in texts]
+        found = list(self.search(asked, how))
+        return found[0] if isinstance(prompt, str) else found
+
+    def search(self, asked: Sequence[Asked], options: BeamOptions) -> Iterator[list[Hypothesis]]:
+        """Beam search for requests with their stop strings, as many at once as there are rows for."""
+        rows = self.engine.max_rows
+        return search_texts(self._beams, self.params, self.tokenizer, asked, options, max_rows=rows)
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Completion:
         """The assistant's next answer; options as `generate` has them."""

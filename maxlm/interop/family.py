@@ -66,7 +66,8 @@ class Family:
         settings: what config.json decides.
         rules: its tensors.
         prefix: what names of tensors begin with; files without it are read too.
-        unused: regular expressions of tensors that files may have and no model needs.
+        unused: regular expressions of tensors that files may have and no model needs; `{num_layers}` in
+            one is the number of the model's layers, and so of the first block after its last.
     """
 
     name: str

@@ -54,7 +54,7 @@ def read_weights(
         CheckpointError: a tensor is missing, is not the model's, or has another shape; all are named.
     """
     tensors = tensors_of(family, model)
-    names = check_tensors(family, tensors, folder)
+    names = check_tensors(family, tensors, folder, num_layers=model.config.num_layers)
     by_array: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
     for tensor in tensors:
         for part, place in enumerate(tensor.places):
@@ -65,8 +65,10 @@ def read_weights(
     return result
 
 
-def check_tensors(family: Family, tensors: list[Tensor], folder: Source) -> dict[str, str]:
-    """Hold a folder's tensors against those that a model needs.
+def check_tensors(
+    family: Family, tensors: list[Tensor], folder: Source, *, num_layers: int
+) -> dict[str, str]:
+    """Hold a folder's tensors against those that a model of so many layers needs.
 
     Returns:
         The name in the files of each tensor: with the family's prefix, or all without it.
@@ -92,7 +94,7 @@ def check_tensors(family: Family, tensors: list[Tensor], folder: Source) -> dict
                 f"{list(tensor.shape)}"
             )
     known = set(wanted.values())
-    unused = [re.compile(pattern) for pattern in family.unused]
+    unused = [re.compile(p.replace("{num_layers}", str(num_layers))) for p in family.unused]
     for name in entries:
         if name in known or any(pattern.fullmatch(name) for pattern in unused):
             continue

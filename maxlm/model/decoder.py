@@ -35,6 +35,7 @@ from maxlm.model.attention import Context
 from maxlm.model.balance import ModelLoss, with_routing
 from maxlm.model.block import Block
 from maxlm.model.cache import Cache, Pass, placed, ring_size
+from maxlm.model.experts import ExpertProjection
 from maxlm.model.lookup import lookup
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer, Kind, declare, normal, padded_rows
@@ -64,7 +65,7 @@ class Execution:
         stages: of a pipeline, which hold the layers; None: every device computes all layers.
         stacked: whether repeated layers are one array and one scan; else each is by itself.
         output_major: whether kernels of linear maps are `[out, in]` and not `[in, out]`.
-        quantization: of kernels of linear maps, but for experts' and tables; None: none.
+        quantization: of kernels of linear maps, but for routers and tables; None: none.
     """
 
     compute_dtype: Any = jnp.float32
@@ -190,10 +191,10 @@ class Decoder(nnx.Module):
         )
         self.final_norm = Norm(config, config.embed_dim, rngs, dtype)
         self.head = None if config.tie_embeddings else table(vocab, "vocab", Kind.HEAD, table_init)
-        for module in _projections(self):
-            if execution.output_major:
+        for _, module in list(nnx.iter_modules(self)):
+            if execution.output_major and isinstance(module, Projection):
                 module.turn()
-            if execution.quantization is not None:
+            if execution.quantization and isinstance(module, Projection | ExpertProjection):
                 module.quantize(execution.quantization)
 
     def loss(self, batch: Batch, *, z_loss: float = 0.0) -> ModelLoss:
@@ -328,10 +329,6 @@ class Decoder(nnx.Module):
         own = c.rope_local_theta is not None and AttentionSpan.LOCAL in c.attention_pattern
         local = rope_angles(c, positions, local=True) if own else None
         return rope_angles(c, positions), local
-
-
-def _projections(decoder: Decoder) -> list[Projection]:
-    return [m for _, m in nnx.iter_modules(decoder) if isinstance(m, Projection)]
 
 
 def padded_vocab(config: ModelConfig) -> int:

@@ -6,11 +6,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maxlm.config.choices import Quantization
 from maxlm.config.schema import ModelConfig
 from maxlm.kernels.activations import hidden_of
 from maxlm.kernels.experts.capacity import places_per_row, within_capacity
-from maxlm.kernels.experts.dispatch import WEIGHT_AXES, ExpertKernels, apply_experts
-from maxlm.kernels.experts.mlp import ExpertWeights
+from maxlm.kernels.experts.dispatch import (
+    WEIGHT_AXES,
+    ExpertKernels,
+    LinearAxes,
+    apply_experts,
+)
+from maxlm.kernels.experts.mlp import ExpertLinear, ExpertWeights
+from maxlm.kernels.quantized import quantize, stored_dtype
 from maxlm.model.mlp import MLP
 from maxlm.model.parameter import Initializer, Kind, declare, zeros
 from maxlm.model.router import Load, Router
@@ -24,20 +31,45 @@ class ExpertProjection(nnx.Module):
         rngs: nnx.Rngs,
         shape: tuple[int, int, int],
         *,
-        axes: tuple[str, ...],
-        bias_axes: tuple[str, ...] | None,
+        axes: LinearAxes,
+        bias: bool,
         init: Initializer,
         dtype: jnp.dtype,
     ):
+        self.scale_axes = axes.scale
+        self.quantized = False
         self.kernel = declare(
-            rngs, shape, axes=axes, kind=Kind.MATRIX, init=init, inputs=axes[1:2], dtype=dtype
+            rngs,
+            shape,
+            axes=axes.kernel,
+            kind=Kind.MATRIX,
+            init=init,
+            inputs=axes.kernel[1:2],
+            dtype=dtype,
         )
-        bias = (shape[0], shape[2])
+        width = (shape[0], shape[2])
         self.bias = (
-            declare(rngs, bias, axes=bias_axes, kind=Kind.VECTOR, init=zeros, dtype=dtype)
-            if bias_axes is not None
+            declare(rngs, width, axes=axes.bias, kind=Kind.VECTOR, init=zeros, dtype=dtype)
+            if bias
             else None
         )
+
+    def of_dtype(self, dtype: jnp.dtype) -> ExpertLinear:
+        """The map with its matrix in a dtype, or in the 8 bits that it is kept in."""
+        kernel = self.kernel[...]
+        bias = None if self.bias is None else self.bias[...]
+        if self.quantized:
+            return ExpertLinear(kernel, bias, self.scale[...])
+        return ExpertLinear(kernel.astype(dtype), bias)
+
+    def quantize(self, kind: Quantization) -> None:
+        """Keep the kernel in 8 bits, and a scale for each output of each expert."""
+        declared, kernel = self.kernel.get_metadata(), self.kernel[...]
+        values, scale = quantize(kernel, (kernel.ndim - 2,), stored_dtype(kind))
+        self.kernel = nnx.Param(values, **declared)
+        described = {**declared, "axes": self.scale_axes, "kind": Kind.VECTOR, "inputs": ()}
+        self.scale = nnx.Param(scale, **described)
+        self.quantized = True
 
 
 class Experts(nnx.Module):
@@ -63,7 +95,7 @@ class Experts(nnx.Module):
                 rngs,
                 (experts, *width),
                 axes=WEIGHT_AXES[name],
-                bias_axes=WEIGHT_AXES[f"{name}_bias"] if config.mlp_bias else None,
+                bias=config.mlp_bias,
                 init=init,
                 dtype=dtype,
             )
@@ -113,17 +145,5 @@ class Experts(nnx.Module):
         return out if self.shared is None else out + self.shared(x), load
 
     def _weights(self, dtype: jnp.dtype) -> ExpertWeights:
-        def kernel(projection: ExpertProjection) -> jax.Array:
-            return projection.kernel[...].astype(dtype)
-
-        def bias(projection: ExpertProjection) -> jax.Array | None:
-            return None if projection.bias is None else projection.bias[...]
-
-        return ExpertWeights(
-            gate=None if self.gate is None else kernel(self.gate),
-            up=kernel(self.up),
-            down=kernel(self.down),
-            gate_bias=None if self.gate is None else bias(self.gate),
-            up_bias=bias(self.up),
-            down_bias=bias(self.down),
-        )
+        gate = None if self.gate is None else self.gate.of_dtype(dtype)
+        return ExpertWeights(gate, self.up.of_dtype(dtype), self.down.of_dtype(dtype))

@@ -29,7 +29,7 @@ def for_inference(
     Args:
         model: as it was trained.
         params: its parameters and variables.
-        quantization: of the linear maps of attention and MLP; tables, routers and experts stay as
+        quantization: of the linear maps of attention, MLP and experts; tables and routers stay as
             they are.
 
     Returns:

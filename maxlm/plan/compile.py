@@ -26,7 +26,7 @@ from maxlm.config.schema import RunConfig
 from maxlm.data.stored_facts import StoredFacts, stored_facts
 from maxlm.errors import CompileError, MaxLMError
 from maxlm.plan.compile_store import Compiled, CompileStore
-from maxlm.plan.compile_worker import sources_hash, versions
+from maxlm.plan.compile_worker import flags, sources_hash, versions
 from maxlm.plan.topology import Topology
 
 # What is going on, and for how many seconds; called about once a second.
@@ -95,8 +95,7 @@ def compile_program(
 def _request_key(request: dict[str, Any], stored: StoredFacts) -> str:
     """Of a request, what its token stores tell, the code that would trace it, and the versions."""
     asked = {key: request[key] for key in ("config", "topology", "vocab_size")}
-    flags = [os.environ.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
-    seen = json.dumps([asked, stored, sources_hash(), versions(), flags], sort_keys=True)
+    seen = json.dumps([asked, stored, sources_hash(), versions(), flags()], sort_keys=True)
     return hashlib.sha256(seen.encode()).hexdigest()
 
 

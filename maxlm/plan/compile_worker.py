@@ -120,10 +120,15 @@ def compiled_parts(lowered: Any) -> tuple[dict[str, int], str, str]:
 
 def program_hash(text: str, options: dict[str, str], topology: str) -> str:
     """SHA-256 of everything that the compiler sees: program, options, topology, versions, flags."""
-    flags = [os.environ.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
     named = {k: v for k, v in versions().items() if k != "maxlm"}
-    seen = json.dumps([options, topology, named, flags], sort_keys=True)
+    seen = json.dumps([options, topology, named, flags()], sort_keys=True)
     return hashlib.sha256(f"{seen}\n{text}".encode()).hexdigest()
+
+
+def flags() -> list[str]:
+    """What the environment tells the compiler."""
+    names = ("LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_OPTIMIZATION_LEVEL")
+    return [os.environ.get(name, "") for name in names]
 
 
 def versions() -> dict[str, str]:

@@ -69,6 +69,33 @@ def test_beams_are_listed_with_their_scores(folder, capfd):
 
 
 @pytest.mark.slow
+def test_a_file_is_searched_with_its_stop_strings(folder, tmp_path, capfd):
+    model = maxlm.load(folder)
+    plain = model.beams("The cat", max_tokens=6, beams=3)
+    stop = plain[0].text[2:4]
+    asked, answered = tmp_path / "asked.jsonl", tmp_path / "answered.jsonl"
+    records = [{"prompt": "The cat"}, {"prompt": "A", "max_tokens": 2}] * 3
+    records += [{"prompt": "The cat", "stop": [stop]}]
+    asked.write_text("\n".join(map(json.dumps, records)))
+    files = ["--input", str(asked), "--output", str(answered), "--max-tokens", "6"]
+    assert generate(folder, *files, "--beams", "3", "--rows", "6") == 0
+    told = [json.loads(line) for line in answered.read_text().splitlines()]
+    assert [t["prompt"] for t in told] == [r["prompt"] for r in records]
+    for one in told[:6:2]:
+        assert one["text"] == plain[0].text and one["num_tokens"] == 6
+        assert [h["text"] for h in one["hypotheses"]] == [h.text for h in plain]
+    assert [one["num_tokens"] for one in told[1:6:2]] == [2, 2, 2]
+    assert stop not in told[-1]["text"] and told[-1]["num_tokens"] <= 6
+    stopped = model.beams("The cat", max_tokens=6, beams=3, stop=[stop])
+    assert [h.text for h in stopped] == [h["text"] for h in told[-1]["hypotheses"]]
+    assert "7 answers" in capfd.readouterr().err
+    asked.write_text(json.dumps({"prompt": "A", "seed": 3}))
+    files[3] = str(tmp_path / "other.jsonl")
+    assert generate(folder, *files, "--beams", "3") == 2
+    assert "beam search draws nothing: leave out 'seed'" in capfd.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_file_is_answered_line_by_line_in_its_order(folder, greedy, tmp_path, capfd):
     records = [
         {"prompt": "The cat", "max_tokens": 3},
@@ -117,7 +144,9 @@ def test_a_chat_goes_on_until_the_input_ends(folder, monkeypatch, capsys):
         (["--prompt", "a", "--logit-bias", "x"], "--logit-bias x: write a token's id"),
         (["--prompt", "a", "--max-tokens", "0"], "--max-tokens 0"),
         (["--prompt", "a", "--output", "x"], "--input and --output belong together"),
-        (["--chat", "--beams", "3"], "--beams works with --prompt"),
+        (["--chat", "--beams", "3"], "--beams and --chat given"),
+        (["--prompt", "a", "--beams", "3", "--slide"], "--beams and --slide given"),
+        (["--prompt", "a", "--beams", "3", "--logprobs", "1"], "--beams and --logprobs given"),
         (["--prompt", "a", "--rows", "0"], "--rows 0"),
     ],
 )

@@ -2,14 +2,14 @@
 
 import json
 
-from tests.interop.tiny import write_folder
+from tests.interop.tiny import tokenizer_of_words, write_folder
 from tests.small_run import call
 
 
 def test_there_and_back_by_the_command_line(tmp_path, capsys):
     theirs, run, out = tmp_path / "theirs", tmp_path / "run", tmp_path / "out"
     write_folder("gpt2", theirs)
-    (tmp_path / "tokenizer.json").write_text(_letters())
+    (tmp_path / "tokenizer.json").write_text(tokenizer_of_words())
     tokenizer = ["--tokenizer", str(tmp_path / "tokenizer.json")]
     assert call("import", "hf", str(theirs), "--output", str(run), *tokenizer) == 0
     assert "gpt2, " in capsys.readouterr().out
@@ -30,10 +30,3 @@ def test_mistakes_end_with_a_message(tmp_path, capsys):
     assert "name its SentencePiece model" in capsys.readouterr().err
     assert call("export", "hf", str(tmp_path / "none"), "--output", str(tmp_path / "out")) == 2
     assert "there is no such run" in capsys.readouterr().err
-
-
-def _letters() -> str:
-    from tokenizers import Tokenizer, models
-
-    vocab = {chr(0x100 + number): number for number in range(97)}
-    return Tokenizer(models.BPE(vocab=vocab, merges=[])).to_str()

@@ -101,6 +101,24 @@ def test_as_transformers_searches(tmp_path, beams, penalty, early):
             assert [h.score for h in found] == pytest.approx(scores, abs=1e-4)
 
 
+@pytest.mark.slow
+def test_a_hypothesis_ends_where_its_tokens_end_it():
+    (prompt,) = prompts_of(4)
+    model, params = model_of(VARIANT)
+    run = BeamSearch(model, CONTEXT).run
+    (plain,) = run(params, [Request(prompt, 6)], BeamOptions(3, 0.0))
+    end = plain[0].tokens[2]
+    # Ended by its tokens, a text holds its end; by a stop token it does not. Else they are the same.
+    (ended,) = run(
+        params, [Request(prompt, 6)], BeamOptions(3, 0.0), [lambda tokens: tokens[-1] == end]
+    )
+    (stopped,) = run(params, [Request(prompt, 6, stop=frozenset({end}))], BeamOptions(3, 0.0))
+    assert any(h.finish is Finish.STOP for h in ended)
+    assert [(h.score, h.finish) for h in ended] == [(h.score, h.finish) for h in stopped]
+    for a, b in zip(ended, stopped, strict=True):
+        assert a.tokens == ([*b.tokens, end] if b.finish is Finish.STOP else b.tokens)
+
+
 def test_what_searches_nothing_is_refused():
     with pytest.raises(ConfigError, match="beams is 0"):
         BeamOptions(beams=0)

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from maxlm.config.choices import Precision
+from maxlm.config.choices import Precision, Quantization
 from maxlm.config.schema import ModelConfig, ParallelConfig, RunConfig, TrainConfig
 from maxlm.generate.engine import Engine
 from maxlm.generate.rows import Programs
@@ -30,6 +30,20 @@ def test_as_on_one_device(layout, count):
     spread = jax.device_put(params, model.shardings(mesh))
     engine = Engine(Programs(model, 16), spread, context_length=CONTEXT, max_rows=8)
     assert answers(engine, prompts, 5) == answers(engine_of("learned positions"), prompts, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Quantization.INT8, Quantization.FP8])
+def test_experts_in_8_bits_spread_over_a_mesh(kind):
+    model, params = model_of("experts")
+    prompts = prompts_of(4, 7, 9)
+    wanted = answers(
+        Engine.of(*for_inference(model, params, kind), context_length=CONTEXT), prompts, 5
+    )
+    mesh = make_mesh(ParallelConfig(fsdp=2, expert=2, tensor=2))
+    spread = jax.device_put(params, model.shardings(mesh))
+    engine = Engine.of(*for_inference(model, spread, kind), context_length=CONTEXT)
+    assert answers(engine, prompts, 5) == wanted
 
 
 @pytest.mark.slow

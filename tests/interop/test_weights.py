@@ -89,6 +89,29 @@ def test_half_precision_files_are_read_exactly(tmp_path):
         np.testing.assert_array_equal(array, arrays[key].astype(half).astype(np.float32))
 
 
+def check(family, config, folder):
+    """Hold a folder's tensors against a model's."""
+    tensors = tensors_of(family, define(config))
+    check_tensors(family, tensors, TensorFolder(str(folder)), num_layers=config.num_layers)
+
+
+def test_the_layer_of_deepseek_v3_that_predicts_further_is_passed_over_and_no_other(tmp_path):
+    write_folder("deepseek_v3", tmp_path / "a")
+    family, config = read_folder(str(tmp_path / "a"))
+    whole = TensorFolder(str(tmp_path / "a"))
+    tensors = {name: whole.read(name) for name in whole.entries}
+    beyond = f"model.layers.{config.num_layers}."
+    first = {n: t for n, t in tensors.items() if n.startswith("model.layers.0.")}
+    tensors |= {n.replace("model.layers.0.", beyond): t for n, t in first.items()}
+    tensors[f"{beyond}eh_proj.weight"] = np.ones((48, 96), np.float32)
+    _save(tmp_path / "a", tmp_path / "b", tensors)
+    check(family, config, tmp_path / "b")
+    tensors[f"model.layers.{config.num_layers + 1}.eh_proj.weight"] = np.ones(3, np.float32)
+    _save(tmp_path / "a", tmp_path / "c", tensors)
+    with pytest.raises(CheckpointError, match=r"eh_proj.weight' is not of this model"):
+        check(family, config, tmp_path / "c")
+
+
 def test_missing_extra_and_misshapen_tensors_are_all_named(tmp_path):
     write_folder("llama3", tmp_path / "a")
     family, config = read_folder(str(tmp_path / "a"))
@@ -100,7 +123,7 @@ def test_missing_extra_and_misshapen_tensors_are_all_named(tmp_path):
     tensors["model.norm.weight"] = np.ones(50, np.float32)
     _save(tmp_path / "a", tmp_path / "b", tensors)
     with pytest.raises(CheckpointError) as caught:
-        check_tensors(family, tensors_of(family, define(config)), TensorFolder(str(tmp_path / "b")))
+        check(family, config, tmp_path / "b")
     message = str(caught.value)
     missing = "'model.layers.0.self_attn.q_proj.weight' [48, 48] is missing (did you mean"
     assert missing in message

@@ -18,9 +18,9 @@ from maxlm.model.definition import ModelDefinition, Params, define
 
 sys.path[:0] = [str(Path(__file__).parents[2] / "tools")]
 
-from tiny_families import LENGTH, TINY, VOCAB, prompts, write_folder  # noqa: E402
+from tiny_families import LENGTH, TINY, VOCAB, prompts, tokenizer_of_words, write_folder  # noqa: E402
 
-__all__ = ["LENGTH", "TINY", "VOCAB", "prompts", "write_folder"]
+__all__ = ["LENGTH", "TINY", "VOCAB", "prompts", "tokenizer_of_words", "write_folder"]
 
 
 def read_tiny(folder: Path) -> tuple[ModelDefinition, Params]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from maxlm.kernels.experts.capacity import places_per_row, with_places, within_capacity
-from maxlm.kernels.experts.mlp import ExpertWeights
+from maxlm.kernels.experts.mlp import ExpertLinear, ExpertWeights
 
 BATCH, LENGTH, VISITS, EXPERTS, WIDTH = 3, 14, 2, 5, 8
 
@@ -70,7 +70,7 @@ def test_each_token_gets_what_its_experts_say_of_it(routing):
             x,
             jnp.asarray(chosen),
             scores,
-            ExpertWeights(None, up, down, None, None, jnp.asarray(bias)),
+            ExpertWeights(None, ExpertLinear(up), ExpertLinear(down, jnp.asarray(bias))),
             places=3,
             num_experts=EXPERTS,
             hidden_of=lambda gate, up: jnp.tanh(up),

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh
 from maxlm.config.mesh_axes import MESH_AXES
 from maxlm.config.schema import ExpertExchange, ExpertMatmul
 from maxlm.kernels.experts.dispatch import WEIGHT_AXES, ExpertKernels, apply_experts
-from maxlm.kernels.experts.mlp import ExpertWeights
+from maxlm.kernels.experts.mlp import ExpertLinear, ExpertWeights
 from maxlm.parallel.axes import sharding
 from maxlm.plan.topology import parse_topology
 
@@ -39,7 +39,8 @@ def compiled(topology, sizes, matmul, exchange, places=None, dtype=jnp.bfloat16)
     scores = tokens((8, 512, VISITS), dtype=jnp.float32)
     shapes = {"gate": (WIDTH, HIDDEN), "up": (WIDTH, HIDDEN), "down": (HIDDEN, WIDTH)}
     weights = {
-        name: array((EXPERTS, *shape), WEIGHT_AXES[name], dtype) for name, shape in shapes.items()
+        name: array((EXPERTS, *shape), WEIGHT_AXES[name].kernel, dtype)
+        for name, shape in shapes.items()
     }
 
     def loss(x, scores, weights, chosen):
@@ -47,7 +48,7 @@ def compiled(topology, sizes, matmul, exchange, places=None, dtype=jnp.bfloat16)
             x,
             chosen,
             scores,
-            ExpertWeights(**weights, gate_bias=None, up_bias=None, down_bias=None),
+            ExpertWeights(**{name: ExpertLinear(kernel) for name, kernel in weights.items()}),
             hidden_of=lambda gate, up: jax.nn.silu(gate) * up,
             kernels=ExpertKernels(matmul, exchange),
             places=places,

@@ -62,6 +62,17 @@ def test_product_and_gradients_equal_a_loop_over_groups(kind, sizes, dtype):
         np.testing.assert_allclose(got, wanted, rtol=0, atol=tolerance * 25)
 
 
+@pytest.mark.parametrize("narrow", [jnp.int8, jnp.float8_e4m3fn], ids=["int8", "fp8"])
+@pytest.mark.parametrize("kind", IMPLEMENTATIONS, ids=str)
+def test_weights_of_8_bits_are_widened_exactly(kind, narrow):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(ROWS, DEPTH)).astype(np.float32)
+    sizes = jnp.asarray(SIZES["uneven"], jnp.int32)
+    weights = jnp.asarray(rng.integers(-100, 100, (len(sizes), DEPTH, COLUMNS)), narrow)
+    function = jax.jit(lambda w: _function(kind)(x, w, sizes))
+    np.testing.assert_array_equal(function(weights), function(weights.astype(jnp.float32)))
+
+
 @pytest.mark.parametrize("kind", IMPLEMENTATIONS, ids=str)
 def test_what_lies_past_the_groups_never_shows(kind):
     """Not even where it is not a number."""

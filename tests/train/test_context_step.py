@@ -101,9 +101,16 @@ def one_device():
     return get
 
 
+FEW = [
+    (LAYOUTS[1], "ring"),
+    (LAYOUTS[4], "ring"),
+    (LAYOUTS[1], "ulysses"),
+    (LAYOUTS[0], "all_gather"),
+]
 CASES = [(layout, "ring") for layout in LAYOUTS] + [
     (layout, method) for method in ("ulysses", "all_gather") for layout in LAYOUTS[:2]
 ]
+CASES = [c if c in FEW else pytest.param(*c, marks=pytest.mark.campaign) for c in CASES]
 
 
 @pytest.mark.parametrize(("layout", "method"), CASES, ids=str)
@@ -149,9 +156,11 @@ def losses_of_one_device():
     ("layout", "method", "accumulation"),
     [
         ({"fsdp": 2, "context": 4}, "ring", 2),
-        ({"fsdp": 1, "context": 4, "tensor": 2}, "ring", 1),
         ({"replica": 2, "fsdp": 1, "context": 4}, "ulysses", 1),
-        ({"fsdp": 1, "context": 8}, "ring", 1),
+        pytest.param(
+            *({"fsdp": 1, "context": 4, "tensor": 2}, "ring", 1), marks=pytest.mark.campaign
+        ),
+        pytest.param(*({"fsdp": 1, "context": 8}, "ring", 1), marks=pytest.mark.campaign),
     ],
     ids=str,
 )

@@ -102,10 +102,12 @@ def one_device():
     [
         ({"stage": 2}, False, "none"),
         ({"stage": 4, "pipeline_rounds": 2, "microbatches": 4}, False, "full"),
-        ({"stage": 8}, False, "none"),
-        ({"stage": 2, "fsdp": 4, "pipeline_rounds": 4}, False, "none"),
+        pytest.param({"stage": 8}, False, "none", marks=pytest.mark.campaign),
+        pytest.param(
+            {"stage": 2, "fsdp": 4, "pipeline_rounds": 4}, False, "none", marks=pytest.mark.campaign
+        ),
         ({"stage": 2, "fsdp": 2, "tensor": 2, "pipeline_rounds": 2}, True, "matmuls"),
-        ({"stage": 4, "replica": 2}, True, "full"),
+        pytest.param({"stage": 4, "replica": 2}, True, "full", marks=pytest.mark.campaign),
         ({"stage": 2, "replica": 2, "context": 2, "pipeline_rounds": 2}, False, "none"),
     ],
     ids=str,

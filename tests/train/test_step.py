@@ -64,8 +64,16 @@ def one_device():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("layout", "kind"),
+    [
+        # Each layout with one of the two, with the other by `make campaign`.
+        pytest.param(layout, kind, marks=[pytest.mark.campaign] if other else [])
+        for number, layout in enumerate(LAYOUTS)
+        for other, kind in enumerate(["adamw", "muon"][:: 1 if number % 2 else -1])
+    ],
+    ids=str,
+)
 def test_float64_losses_and_parameters_after_20_steps_equal_one_device(layout, kind, one_device):
     with jax.enable_x64(True):
         losses, params = run(layout, dtype=jnp.float64, kind=kind)
@@ -76,7 +84,14 @@ def test_float64_losses_and_parameters_after_20_steps_equal_one_device(layout, k
         np.testing.assert_allclose(params[name], value, rtol=0, atol=1e-9 * scale, err_msg=name)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        layout if number in (0, 3) else pytest.param(layout, marks=pytest.mark.campaign)
+        for number, layout in enumerate(LAYOUTS)
+    ],
+    ids=str,
+)
 def test_float32_losses_equal_one_device(layout, one_device):
     losses, _ = run(layout)
     np.testing.assert_allclose(losses, one_device()[0], rtol=1e-5)

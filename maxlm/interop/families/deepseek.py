@@ -225,5 +225,6 @@ DEEPSEEK_V3 = Family(
         *_RULES,
         Rule(LAYER + "mlp.gate.e_score_correction_bias", ("mlp.router.bias",), Vector()),
     ),
-    unused=(*UNUSED, r"model\.layers\.61\..*"),
+    # A block beyond the last predicts one token further (multi-token prediction); generation needs none.
+    unused=(*UNUSED, r"model\.layers\.{num_layers}\..*"),
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +21,23 @@ from maxlm.config.schema import ExpertExchange, ExpertMatmul
 from maxlm.kernels.activations import Hidden
 from maxlm.kernels.experts.capacity import with_places
 from maxlm.kernels.experts.exchange import all_to_all, gather, on_one_device
-from maxlm.kernels.experts.mlp import ExpertWeights, grouped_mlp
+from maxlm.kernels.experts.mlp import ExpertLinear, ExpertWeights, grouped_mlp
 from maxlm.kernels.grouped_matmul.choose import IMPLEMENTATIONS
 from maxlm.parallel.axes import TABLE, is_one_piece, partition_spec, shard_count
 
-# Logical axes of the fields of ExpertWeights.
-WEIGHT_AXES: dict[str, tuple[str, ...]] = {
-    "gate": ("experts", "expert_embed", "mlp"),
-    "up": ("experts", "expert_embed", "mlp"),
-    "down": ("experts", "mlp", "expert_embed"),
-    "gate_bias": ("experts", "mlp"),
-    "up_bias": ("experts", "mlp"),
-    "down_bias": ("experts", "vector"),
-}
+
+class LinearAxes(NamedTuple):
+    """Logical axes of the fields of an ExpertLinear."""
+
+    kernel: tuple[str, str, str]
+    bias: tuple[str, str]
+    scale: tuple[str, str]
+
+
+_INNER = LinearAxes(("experts", "expert_embed", "mlp"), *[("experts", "mlp")] * 2)
+_OUTER = LinearAxes(("experts", "mlp", "expert_embed"), *[("experts", "vector")] * 2)
+# By the fields of ExpertWeights.
+WEIGHT_AXES = {"gate": _INNER, "up": _INNER, "down": _OUTER}
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def apply_experts(
         x: `[B, T, D]` in the compute dtype.
         chosen: `[B, T, k]` int32 experts; E and more: none.
         scores: `[B, T, k]` weight of each, float32 or wider.
-        weights: of all experts, matrices in `x`'s dtype.
+        weights: of all experts.
         hidden_of: of the MLP, hidden width from gate and up.
         kernels: how.
         places: of one expert in a row, where it has a capacity; None: all tokens find one.
@@ -73,7 +77,7 @@ def apply_experts(
     Returns:
         `[B, T, D]`.
     """
-    num_experts = weights.up.shape[0]
+    num_experts = weights.up.kernel.shape[0]
     on_device = partial(
         _on_device,
         num_experts=num_experts,
@@ -86,17 +90,25 @@ def apply_experts(
     batch, length, _ = x.shape
     (x, scores), chosen = _divisible((x, scores), 0), _divisible((chosen,), num_experts)[0]
     tokens = partition_spec(("batch", "length", "activation"))
-    specs: dict[str, Any] = {
-        name: None if array is None else partition_spec(WEIGHT_AXES[name])
-        for name, array in weights._asdict().items()
-    }
     out = jax.shard_map(
         partial(on_device, sharded=True),
-        in_specs=(tokens, tokens, tokens, ExpertWeights(**specs)),
+        in_specs=(tokens, tokens, tokens, _specs(weights)),
         out_specs=tokens,
         check_vma=False,
     )(x, chosen, scores, weights)
     return out[:batch, :length]
+
+
+def _specs(weights: ExpertWeights) -> Any:
+    """Partition specs in the place of arrays."""
+
+    def of(each: ExpertLinear | None, axes: LinearAxes) -> Any:
+        if each is None:
+            return None
+        pairs = zip(each, axes, strict=True)
+        return ExpertLinear(*(None if a is None else partition_spec(names) for a, names in pairs))
+
+    return ExpertWeights(**{n: of(each, WEIGHT_AXES[n]) for n, each in weights._asdict().items()})
 
 
 def _divisible(arrays: tuple[jax.Array, ...], fill: int) -> tuple[jax.Array, ...]:
@@ -170,12 +182,13 @@ def _whole_width(weights: ExpertWeights, hidden_axis: tuple[str, ...] | None) ->
     """Gather the residual width of the matrices; the last bias counts once, not in every shard."""
     width = TABLE["expert_embed"]
 
-    def gathered(matrix: jax.Array | None, dim: int) -> jax.Array | None:
-        return None if matrix is None else jax.lax.all_gather(matrix, width, axis=dim, tiled=True)
+    def gathered(each: ExpertLinear, dim: int) -> ExpertLinear:
+        whole = jax.lax.all_gather(each.kernel, width, axis=dim, tiled=True)
+        return each._replace(kernel=whole)
 
-    last = weights.down_bias
-    if last is not None and hidden_axis is not None:
-        last = jnp.where(jax.lax.axis_index(hidden_axis) == 0, last, 0)
-    gate, up, down = gathered(weights.gate, 1), gathered(weights.up, 1), gathered(weights.down, 2)
-    assert up is not None and down is not None
-    return weights._replace(gate=gate, up=up, down=down, down_bias=last)
+    gate = None if weights.gate is None else gathered(weights.gate, 1)
+    down = gathered(weights.down, 2)
+    if down.bias is not None and hidden_axis is not None:
+        once = jnp.where(jax.lax.axis_index(hidden_axis) == 0, down.bias, 0)
+        down = down._replace(bias=once)
+    return ExpertWeights(gate, gathered(weights.up, 1), down)

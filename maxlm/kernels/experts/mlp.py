@@ -13,19 +13,23 @@ from maxlm.kernels.activations import Hidden
 from maxlm.kernels.grouped_matmul.choose import GroupedMatmul
 
 
+class ExpertLinear(NamedTuple):
+    """A linear map of every expert; None: not there."""
+
+    kernel: jax.Array  # [E, in, out], in the compute dtype, or in 8 bits where there is a scale
+    bias: jax.Array | None = None  # [E, out]
+    scale: jax.Array | None = None  # [E, out] float32
+
+
 class ExpertWeights(NamedTuple):
-    """Matrices in the compute dtype and biases in their own; None: not there."""
+    """The maps of every expert's MLP, D → F and back."""
 
-    gate: jax.Array | None  # [E, D, F]
-    up: jax.Array  # [E, D, F]
-    down: jax.Array  # [E, F, D]
-    gate_bias: jax.Array | None  # [E, F]
-    up_bias: jax.Array | None  # [E, F]
-    down_bias: jax.Array | None  # [E, D]
+    gate: ExpertLinear | None
+    up: ExpertLinear
+    down: ExpertLinear
 
 
-# (rows, matrix, bias) -> rows
-Linear = Callable[[jax.Array, jax.Array, "jax.Array | None"], jax.Array]
+Linear = Callable[[jax.Array, ExpertLinear], jax.Array]  # rows -> rows
 
 
 def grouped_mlp(
@@ -50,12 +54,17 @@ def grouped_mlp(
     """
     expert = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(rows.shape[0]), side="right")
 
-    def linear(x: jax.Array, matrix: jax.Array, bias: jax.Array | None) -> jax.Array:
-        y = matmul(x, matrix, sizes)
-        if bias is None:
-            return y
+    def of_rows(vectors: jax.Array) -> jax.Array:
         # A row of zeros for the rows past the last expert's.
-        return (y + jnp.pad(bias, ((0, 1), (0, 0)))[expert]).astype(x.dtype)
+        return jnp.pad(vectors, ((0, 1), (0, 0)))[expert]
+
+    def linear(x: jax.Array, each: ExpertLinear) -> jax.Array:
+        y = matmul(x, each.kernel, sizes)
+        if each.scale is not None:
+            y = y * of_rows(each.scale)
+        if each.bias is not None:
+            y = y + of_rows(each.bias)
+        return y.astype(x.dtype)
 
     return _mlp(rows, weights, hidden_of, linear)
 
@@ -63,9 +72,13 @@ def grouped_mlp(
 def equal_mlp(rows: jax.Array, weights: ExpertWeights, *, hidden_of: Hidden) -> jax.Array:
     """Each expert's MLP on equally many rows, `[E, R, D]` → `[E, R, D]`."""
 
-    def linear(x: jax.Array, matrix: jax.Array, bias: jax.Array | None) -> jax.Array:
-        y = jnp.einsum("erk,ekn->ern", x, matrix)
-        return y if bias is None else (y + bias[:, None]).astype(x.dtype)
+    def linear(x: jax.Array, each: ExpertLinear) -> jax.Array:
+        y = jnp.einsum("erk,ekn->ern", x, each.kernel.astype(x.dtype))
+        if each.scale is not None:
+            y = y * each.scale[:, None]
+        if each.bias is not None:
+            y = y + each.bias[:, None]
+        return y.astype(x.dtype)
 
     return _mlp(rows, weights, hidden_of, linear)
 
@@ -73,10 +86,10 @@ def equal_mlp(rows: jax.Array, weights: ExpertWeights, *, hidden_of: Hidden) -> 
 def _mlp(rows: jax.Array, weights: ExpertWeights, hidden_of: Hidden, linear: Linear) -> jax.Array:
     # Named for rematerialisation, these too: rows may have come from other devices.
     rows = checkpoint_name(rows, "expert_rows")
-    up = checkpoint_name(linear(rows, weights.up, weights.up_bias), "mlp_up")
+    up = checkpoint_name(linear(rows, weights.up), "mlp_up")
     gate = None
     if weights.gate is not None:
-        gate = checkpoint_name(linear(rows, weights.gate, weights.gate_bias), "mlp_gate")
+        gate = checkpoint_name(linear(rows, weights.gate), "mlp_gate")
     hidden = hidden_of(gate, up)
     # Needed for the gradient of the scores, by which it is multiplied.
-    return checkpoint_name(linear(hidden, weights.down, weights.down_bias), "mlp_projected")
+    return checkpoint_name(linear(hidden, weights.down), "mlp_projected")

@@ -24,7 +24,7 @@ def blocks(x: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
 
     Args:
         x: `[M, K]`, rows sorted by group.
-        weights: `[G, K, N]` in `x`'s dtype.
+        weights: `[G, K, N]`, in `x`'s dtype or narrower: widened block by block.
         sizes: `[G]` int32, rows of each group.
 
     Returns:
@@ -88,7 +88,8 @@ def _multiply(x: jax.Array, weights: jax.Array, table: _Table) -> jax.Array:
 
     def one(index: jax.Array, out: jax.Array) -> jax.Array:
         block = _rows_of(x, table, index)
-        product = jnp.dot(block, weights[table.group[index]], preferred_element_type=wide)
+        matrix = weights[table.group[index]].astype(block.dtype)
+        product = jnp.dot(block, matrix, preferred_element_type=wide)
         # Rows of the next group are written as zeros, and then by that group's own first block.
         start = (table.start[index], 0)
         return jax.lax.dynamic_update_slice(out, product.astype(out.dtype), start)

@@ -19,7 +19,7 @@ def megablox(
 
     Args:
         x: `[M, K]`, rows sorted by group; bfloat16 or float32.
-        weights: `[G, K, N]` in `x`'s dtype.
+        weights: `[G, K, N]`, in `x`'s dtype or narrower.
         sizes: `[G]` int32, rows of each group.
         interpret: run in Pallas's interpreter, for tests on a CPU.
 
@@ -37,7 +37,7 @@ def megablox(
     # The kernel leaves rows past the groups as they were in memory: cut off, forward and backward.
     covered = (jnp.arange(padded) < sizes.sum())[:, None]
     x = jnp.where(covered, jnp.pad(x, ((0, padded - rows), (0, 0))), 0)
-    out = ops.gmm(x, weights, sizes, x.dtype, tile, None, None, False, interpret)
+    out = ops.gmm(x, weights.astype(x.dtype), sizes, x.dtype, tile, None, None, False, interpret)
     return jnp.where(covered, out, 0)[:rows]
 
 

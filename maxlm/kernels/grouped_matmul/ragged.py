@@ -14,7 +14,7 @@ def ragged_dot(x: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
 
     Args:
         x: `[M, K]`, rows sorted by group.
-        weights: `[G, K, N]` in `x`'s dtype.
+        weights: `[G, K, N]`, in `x`'s dtype or narrower.
         sizes: `[G]` int32, rows of each group.
 
     Returns:
@@ -24,5 +24,5 @@ def ragged_dot(x: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
     # What lies past the groups is not promised by every backend: cut off, forward and backward.
     covered = (jnp.arange(x.shape[0]) < sizes.sum())[:, None]
     x = jnp.where(covered, x, 0)
-    out = jax.lax.ragged_dot(x, weights, sizes, preferred_element_type=wide)
+    out = jax.lax.ragged_dot(x, weights.astype(x.dtype), sizes, preferred_element_type=wide)
     return jnp.where(covered, out, 0).astype(x.dtype)

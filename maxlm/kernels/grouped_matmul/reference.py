@@ -11,7 +11,7 @@ def reference(x: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
 
     Args:
         x: `[M, K]`, rows sorted by group.
-        weights: `[G, K, N]` in `x`'s dtype.
+        weights: `[G, K, N]`, in `x`'s dtype or narrower.
         sizes: `[G]` int32, rows of each group.
 
     Returns:
@@ -25,7 +25,7 @@ def reference(x: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
     def add(out: jax.Array, group: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         matrix, start, end = group
         mine = (rows >= start) & (rows < end)
-        product = jnp.einsum("mk,kn->mn", x, matrix, preferred_element_type=wide)
+        product = jnp.einsum("mk,kn->mn", x, matrix.astype(x.dtype), preferred_element_type=wide)
         return out + jnp.where(mine[:, None], product, 0), None
 
     out = jnp.zeros((x.shape[0], weights.shape[2]), wide)
