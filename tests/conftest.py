@@ -15,6 +15,7 @@ import importlib.metadata
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -36,6 +37,17 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="maxlm-compiled-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture
+def usual_effort() -> Iterator[None]:
+    """Let compilers do what they do for users, where the least effort is not enough."""
+    import jax
+
+    level = jax.config.jax_optimization_level
+    jax.config.update("jax_optimization_level", "UNKNOWN")
+    yield
+    jax.config.update("jax_optimization_level", level)
 
 
 def pytest_collection_finish() -> None:

@@ -60,7 +60,13 @@ def test_every_run_for_a_pod_has_a_golden_file():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["runs/gpt2-124m-v5e-8", "runs/qwen3-0.6b-v5e-16"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "runs/gpt2-124m-v5e-8",
+        pytest.param("runs/qwen3-0.6b-v5e-16", marks=pytest.mark.campaign),
+    ],
+)
 def test_a_small_run_compiles_to_what_its_golden_file_says(name, tmp_path):
     pytest.importorskip("libtpu")
     version, found = look(name, str(tmp_path))
