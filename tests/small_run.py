@@ -35,6 +35,16 @@ from maxlm.train.sinks import read_metrics
 ROOT = Path(__file__).parent.parent
 TEXT = ROOT / "maxlm" / "data" / "samples" / "tinyshakespeare.txt"
 
+# What tests/conftest.py tells XLA, but for the number of devices: as runs in this process are compiled.
+FLAGS = " ".join(f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f)
+
+# Compiles a step as users' are, where two programs (of runs of other lengths) are to give the same bits.
+AS_USERS = (
+    {"xla_cpu_use_fusion_emitters": True}
+    if "use_fusion_emitters" in os.environ["XLA_FLAGS"]
+    else {}
+)
+
 CONFIG = {
     "name": "small",
     "model": {"num_layers": 2, "embed_dim": 32, "num_heads": 2},

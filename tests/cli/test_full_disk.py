@@ -18,6 +18,7 @@ from maxlm.cli.main import main
 from maxlm.train.checkpoints import Checkpoints
 from maxlm.train.run_folder import RunFolder
 from tests.small_run import (
+    FLAGS,
     ROOT,
     checksums,
     losses,
@@ -60,7 +61,7 @@ def on_a_small_disk(disk: Path, size: int, result: Path, *command: str) -> tuple
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},  # as `unbroken`
+        env=os.environ | {"XLA_FLAGS": FLAGS},  # as `unbroken`
         timeout=240,
     )
     assert done.returncode == 0, done.stderr

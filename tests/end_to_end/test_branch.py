@@ -15,6 +15,7 @@ from maxlm.train.run_folder import RunFolder
 from maxlm.train.setup import prepare
 from maxlm.train.sinks import read_metrics
 from tests.small_run import (
+    AS_USERS,
     batches_read,
     call,
     checksums,
@@ -53,7 +54,10 @@ AVERAGE = {"average_decay": 0.5}
 
 @pytest.fixture(scope="module")
 def config(folder, store):
-    return write_quick_config(folder, store, schedule=CONSTANT, optimizer=AVERAGE)
+    as_users = {"compiler_options": AS_USERS}
+    return write_quick_config(
+        folder, store, schedule=CONSTANT, optimizer=AVERAGE, parallel=as_users
+    )
 
 
 @pytest.fixture(scope="module")

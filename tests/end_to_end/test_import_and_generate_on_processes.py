@@ -6,9 +6,9 @@ import pytest
 
 from maxlm.train.checkpoints import Checkpoints
 from tests.generate.chat_model import write_chat_model
-from tests.small_run import call, maxlm
+from tests.small_run import FLAGS, call, maxlm
 
-QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+QUICK = {"XLA_FLAGS": FLAGS}
 ASKED = [
     {"prompt": "The cat", "temperature": 0},
     {"prompt": "A", "temperature": 1.5, "seed": 4},

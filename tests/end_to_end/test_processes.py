@@ -24,7 +24,15 @@ from maxlm.launch.local import free_port
 from maxlm.train.checkpoints import Checkpoints
 from maxlm.train.run_folder import RunFolder
 from maxlm.train.sinks import read_metrics
-from tests.small_run import ROOT, losses, maxlm, train_here, write_quick_config, write_text_store
+from tests.small_run import (
+    FLAGS,
+    ROOT,
+    losses,
+    maxlm,
+    train_here,
+    write_quick_config,
+    write_text_store,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +58,7 @@ def environment() -> dict[str, str]:
     left = {name: value for name, value in os.environ.items() if name != "NPROC"}
     return left | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # four processes compile a step each
+        "XLA_FLAGS": FLAGS,  # four processes compile a step each
         "MAXLM_JOIN_SECONDS": "60",
         "PYTHONPATH": str(ROOT),
     }
