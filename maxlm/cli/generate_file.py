@@ -45,7 +45,7 @@ def answer_file(
         )
         for line, record in _records(arguments.input)
     ]
-    requests = [(request, stop) for _, _, request, stop in asked]
+    requests: list[Asked] = [(request, stop) for _, _, request, stop in asked]
     start = time.perf_counter()
     progress = _Progress(len(asked))
     if arguments.beams is None:

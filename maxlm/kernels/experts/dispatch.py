@@ -106,7 +106,8 @@ def _specs(weights: ExpertWeights) -> Any:
         if each is None:
             return None
         pairs = zip(each, axes, strict=True)
-        return ExpertLinear(*(None if a is None else partition_spec(names) for a, names in pairs))
+        specs: list[Any] = [None if a is None else partition_spec(names) for a, names in pairs]
+        return ExpertLinear(*specs)
 
     return ExpertWeights(**{n: of(each, WEIGHT_AXES[n]) for n, each in weights._asdict().items()})
 
