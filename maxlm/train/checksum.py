@@ -147,6 +147,7 @@ def _replicated(arrays: Sequence[Any]) -> NamedSharding | None:
     return None
 
 
+@jax.jit  # traced once for all arrays of a shape: a parameter's moments have its own
 def _lanes(array: jax.Array) -> jax.Array:
     words = _device_words(array)
     split = _split(words.shape)

@@ -330,7 +330,7 @@ def test_killed_again_and_again_it_repeats_no_finished_shard_and_gives_the_same_
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_worker_is_told_and_the_next_run_continues(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus", 20_000)  # so much that the kill falls into the work
+    write_corpus(tmp_path / "corpus", 4000)  # so much that the kill falls into the work
     output = tmp_path / "store"
     process = start_command(tmp_path / "corpus", output, 2)
     wait_for_records(process, output, 3)

@@ -73,8 +73,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(config, unbroken):
 @pytest.mark.slow
 def test_it_goes_on_where_experts_lie_over_devices(config, unbroken):
     train_here(config, "name=moved", stop_at=11)
-    mesh = ["parallel.expert=2", "parallel.tensor=2", "parallel.fsdp=1"]
-    run = train_here(config, "name=moved", *mesh, on=4)
+    run = train_here(config, "name=moved", "parallel.expert=2", "parallel.fsdp=1", on=2)
     before, after = losses(unbroken), losses(run)
     np.testing.assert_allclose([after[s] for s in before], list(before.values()), rtol=1e-5)
 
@@ -91,6 +90,7 @@ def test_generation_with_the_cache_equals_reading_everything_again(unbroken):
             np.testing.assert_array_equal(tokens, again)
 
 
+@pytest.mark.campaign
 def test_generation_on_a_mesh_that_the_prompts_do_not_divide_over(unbroken):
     prompts = [list(b"ROMEO:")] * 3  # over four rows of devices
 

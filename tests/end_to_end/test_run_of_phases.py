@@ -8,6 +8,7 @@ import pytest
 from maxlm.train.checkpoints import Checkpoints
 from maxlm.train.run_folder import RunFolder
 from maxlm.train.sinks import read_metrics
+from tests.cases import campaign
 from tests.small_run import (
     batches_read,
     call,
@@ -78,7 +79,7 @@ def test_length_batch_and_mixture_switch_at_their_step(unbroken):
 
 
 # Killed at a step: what it goes on from lies before the switch, at it and after it.
-@pytest.mark.parametrize(("killed_at", "resumed_from"), [(9, 5), (11, 10), (18, 15)])
+@pytest.mark.parametrize(("killed_at", "resumed_from"), [(9, 5), (11, 10), campaign(18, 15)])
 def test_a_resume_before_at_and_after_the_switch_is_bitwise(
     config, unbroken, tmp_path, capsys, killed_at, resumed_from
 ):

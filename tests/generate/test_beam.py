@@ -10,6 +10,7 @@ import pytest
 from maxlm.errors import ConfigError
 from maxlm.generate.beam import BeamOptions, BeamSearch
 from maxlm.generate.request import Finish, Request
+from tests.cases import campaign
 from tests.generate.models import CONTEXT, VOCAB, logits_after, model_of, prompts_of
 from tests.interop.tiny import prompts, read_tiny, write_folder
 
@@ -58,7 +59,7 @@ def test_prompts_together_are_searched_as_each_alone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("beams", "penalty", "early"), [(4, 1.0, False), (3, 0.0, True), (2, 2.0, False)]
+    ("beams", "penalty", "early"), [(4, 1.0, False), (3, 0.0, True), campaign(2, 2.0, False)]
 )
 def test_as_transformers_searches(tmp_path, beams, penalty, early):
     torch = pytest.importorskip("torch")

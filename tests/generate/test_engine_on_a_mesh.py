@@ -11,6 +11,7 @@ from maxlm.model.definition import define
 from maxlm.model.inference import for_inference
 from maxlm.parallel.mesh import make_mesh
 from maxlm.train.execution import execution_of
+from tests.cases import campaign
 from tests.generate.models import BASE, CONTEXT, answers, engine_of, model_of, prompts_of
 
 LAYOUTS = [
@@ -22,7 +23,7 @@ LAYOUTS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("count", [2, campaign(8)])
 def test_as_on_one_device(layout, count):
     model, params = model_of("learned positions")
     prompts = prompts_of(*range(3, 3 + count))
@@ -33,7 +34,7 @@ def test_as_on_one_device(layout, count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [Quantization.INT8, Quantization.FP8])
+@pytest.mark.parametrize("kind", [Quantization.INT8, campaign(Quantization.FP8)])
 def test_experts_in_8_bits_spread_over_a_mesh(kind):
     model, params = model_of("experts")
     prompts = prompts_of(4, 7, 9)

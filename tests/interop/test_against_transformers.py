@@ -12,6 +12,7 @@ from maxlm.interop.folder import read_folder
 from maxlm.interop.tensors import tensors_of
 from maxlm.interop.transforms import Vector
 from maxlm.model.definition import define
+from tests.cases import few
 from tests.interop.goldens import their_logits, theirs_of
 from tests.interop.tiny import TINY, VOCAB, batch_of, logits_of, prompts, read_tiny, write_folder
 
@@ -19,6 +20,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 REASON = "torch is what our models are compared with; it comes with maxlm[test] on Python 3.11"
 torch = pytest.importorskip("torch", reason=REASON)
 pytest.importorskip("transformers", reason=REASON)
+
+
+# Those whose layers differ; the rest are these with other numbers.
+DIFFERENT = (
+    "gpt2",
+    "llama3.1",
+    "qwen2",
+    "gemma3",
+    "olmo2",
+    "deepseek_v3",
+    "gpt_oss",
+    "qwen3_moe",
+)
 
 
 @pytest.fixture(scope="module", params=TINY)
@@ -37,6 +51,7 @@ def test_logits_are_equal(pair):
     np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("pair", few(TINY, DIFFERENT.__contains__), indirect=True)
 def test_documents_packed_in_a_row_are_read_as_if_alone(pair):
     _, _, theirs, model, params = pair
     lengths = (19, 3, 15)
@@ -50,26 +65,10 @@ def test_documents_packed_in_a_row_are_read_as_if_alone(pair):
     np.testing.assert_allclose(actual[:, : sum(lengths)], expected, atol=1e-4, rtol=0)
 
 
-# Those whose layers differ; the rest are these with other numbers.
-WITH_GRADIENTS = (
-    "gpt2",
-    "llama3.1",
-    "qwen2",
-    "gemma3",
-    "olmo2",
-    "deepseek_v3",
-    "gpt_oss",
-    "qwen3_moe",
-)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "pair",
-    [
-        name if name in WITH_GRADIENTS else pytest.param(name, marks=pytest.mark.campaign)
-        for name in TINY
-    ],
+    few(TINY, DIFFERENT.__contains__),
     indirect=True,
 )
 def test_loss_and_gradients_are_equal(pair):

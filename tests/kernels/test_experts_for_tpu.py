@@ -15,6 +15,7 @@ from maxlm.kernels.experts.dispatch import WEIGHT_AXES, ExpertKernels, apply_exp
 from maxlm.kernels.experts.mlp import ExpertLinear, ExpertWeights
 from maxlm.parallel.axes import sharding
 from maxlm.plan.topology import parse_topology
+from tests.cases import campaign
 
 pytest.importorskip("libtpu", reason="the TPU compiler comes with jax[tpu]")
 
@@ -66,7 +67,7 @@ def count(program, operation):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", ["v5e:2x4", "v5p:2x2x2", "v6e:2x4"])
+@pytest.mark.parametrize("topology", ["v5e:2x4", campaign("v5p:2x2x2"), campaign("v6e:2x4")])
 def test_rows_travel_by_the_ragged_all_to_all_and_megablox_multiplies(topology):
     program = compiled(topology, EXPERT, ExpertMatmul.MEGABLOX, AUTO)
     # To the experts and back, forward; the gradients take the same two ways.

@@ -168,6 +168,7 @@ def test_a_model_that_the_peer_does_not_have_is_refused():
         Decoder(SHAPE | {"attention_logit_cap": 50.0}, torch.float32)
 
 
+@pytest.mark.campaign
 def test_what_is_measured_on_a_gpu_is_planned_and_tried_at_a_tiny_size(tmp_path):
     run(
         "bench_gpu.py",

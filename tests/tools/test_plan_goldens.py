@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from plan_goldens import FOLDER, compare, golden, look, path_of
 
 from maxlm.plan.pods import pods
+from tests.cases import campaign
 
 BEFORE = {
     "mesh": {"fsdp": 4},
@@ -62,10 +63,7 @@ def test_every_run_for_a_pod_has_a_golden_file():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        "runs/gpt2-124m-v5e-8",
-        pytest.param("runs/qwen3-0.6b-v5e-16", marks=pytest.mark.campaign),
-    ],
+    ["runs/gpt2-124m-v5e-8", campaign("runs/qwen3-0.6b-v5e-16")],
 )
 def test_a_small_run_compiles_to_what_its_golden_file_says(name, tmp_path):
     pytest.importorskip("libtpu")

@@ -26,13 +26,13 @@ from maxlm.parallel.placement import local_rows, place_batch
 from maxlm.train.execution import execution_of
 from maxlm.train.optimizer import make_optimizer
 from maxlm.train.step import _accumulate
+from tests.cases import campaign
 from tests.train.small_step import SHAPE, begin, packed_batches, take
 
 LENGTH = 48
 STEPS = 20
 # Eight query heads, so that they divide over every layout's context axis; two key-value heads do not.
 WIDE = SHAPE | {"num_heads": 8}
-METHODS = ["ring", "ulysses", "all_gather"]
 LAYOUTS = [
     {"fsdp": 2, "context": 4},
     {"fsdp": 1, "context": 4, "tensor": 2},
@@ -103,14 +103,13 @@ def one_device():
 
 FEW = [
     (LAYOUTS[1], "ring"),
-    (LAYOUTS[4], "ring"),
     (LAYOUTS[1], "ulysses"),
     (LAYOUTS[0], "all_gather"),
 ]
 CASES = [(layout, "ring") for layout in LAYOUTS] + [
     (layout, method) for method in ("ulysses", "all_gather") for layout in LAYOUTS[:2]
 ]
-CASES = [c if c in FEW else pytest.param(*c, marks=pytest.mark.campaign) for c in CASES]
+CASES = [case if case in FEW else campaign(*case) for case in CASES]
 
 
 @pytest.mark.parametrize(("layout", "method"), CASES, ids=str)
@@ -121,7 +120,12 @@ def test_float64_loss_and_gradients_equal_one_device(layout, method, one_device)
 
 @pytest.mark.parametrize(
     ("variant", "method"),
-    [("windows and soft-cap", method) for method in METHODS] + [("learned positions", "ring")],
+    [
+        ("windows and soft-cap", "ring"),
+        ("windows and soft-cap", "ulysses"),
+        campaign("windows and soft-cap", "all_gather"),
+        campaign("learned positions", "ring"),
+    ],
 )
 def test_windows_soft_cap_and_learned_positions_equal_one_device(variant, method, one_device):
     with jax.enable_x64(True):
@@ -130,7 +134,7 @@ def test_windows_soft_cap_and_learned_positions_equal_one_device(variant, method
 
 
 @pytest.mark.parametrize(
-    "layout", [{"fsdp": 2, "context": 4}, {"context": 4, "tensor": 2}], ids=str
+    "layout", [campaign({"fsdp": 2, "context": 4}), {"context": 4, "tensor": 2}], ids=str
 )
 def test_accumulation_gives_the_gradients_of_one_device(layout, one_device):
     with jax.enable_x64(True):
@@ -155,12 +159,10 @@ def losses_of_one_device():
 @pytest.mark.parametrize(
     ("layout", "method", "accumulation"),
     [
-        ({"fsdp": 2, "context": 4}, "ring", 2),
-        ({"replica": 2, "fsdp": 1, "context": 4}, "ulysses", 1),
-        pytest.param(
-            *({"fsdp": 1, "context": 4, "tensor": 2}, "ring", 1), marks=pytest.mark.campaign
-        ),
-        pytest.param(*({"fsdp": 1, "context": 8}, "ring", 1), marks=pytest.mark.campaign),
+        campaign({"fsdp": 2, "context": 4}, "ring", 2),
+        campaign({"replica": 2, "fsdp": 1, "context": 4}, "ulysses", 1),
+        campaign({"fsdp": 1, "context": 4, "tensor": 2}, "ring", 1),
+        campaign({"fsdp": 1, "context": 8}, "ring", 1),
     ],
     ids=str,
 )

@@ -21,6 +21,7 @@ from maxlm.parallel.mesh import make_mesh
 from maxlm.parallel.placement import local_rows, place_batch
 from maxlm.parallel.stages import stages_of
 from maxlm.train.optimizer import make_optimizer
+from tests.cases import campaign, few
 from tests.train.small_step import begin, packed_batches
 
 # A leading dense layer, a shared expert, biases of all kinds; more experts than devices hold one of.
@@ -61,12 +62,7 @@ LAYOUTS = [
     {"replica": 8, "fsdp": 1},
 ]
 FEW = [LAYOUTS[0], LAYOUTS[4], LAYOUTS[12]]
-SOME = [LAYOUTS[1], LAYOUTS[5], LAYOUTS[9]]
-
-
-def campaign(*values):
-    """A case that `make campaign` runs."""
-    return pytest.param(*values, marks=pytest.mark.campaign)
+REMAINING = [x for x in LAYOUTS if x not in FEW]
 
 
 def step(
@@ -175,14 +171,16 @@ def test_the_model_of_these_tests_has_everything_that_could_differ(one_device):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "layout", [x if x in SOME else campaign(x) for x in LAYOUTS if x not in FEW], ids=str
+    "layout",
+    few(REMAINING, lambda x: x == {"expert": 2, "fsdp": 1, "context": 2, "tensor": 2}),
+    ids=str,
 )
 def test_every_layout_equals_one_device(layout, one_device):
     with jax.enable_x64(True):
         assert_equal(step(layout), one_device())
 
 
-@pytest.mark.parametrize("layout", FEW, ids=str)
+@pytest.mark.parametrize("layout", few(FEW, lambda x: "expert" in x), ids=str)
 def test_a_few_layouts_equal_one_device(layout, one_device):
     with jax.enable_x64(True):
         assert_equal(step(layout), one_device())
@@ -190,7 +188,7 @@ def test_a_few_layouts_equal_one_device(layout, one_device):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "layout", [{"expert": 2, "fsdp": 1, "tensor": 2}, {"replica": 4, "fsdp": 1}], ids=str
+    "layout", [{"expert": 2, "fsdp": 1, "tensor": 2}, campaign({"replica": 4, "fsdp": 1})], ids=str
 )
 def test_micro_batches_equal_those_of_one_device(layout, one_device):
     with jax.enable_x64(True):
@@ -203,7 +201,7 @@ def test_micro_batches_equal_those_of_one_device(layout, one_device):
         ({"stage": 2, "expert": 2, "fsdp": 1, "tensor": 2, "pipeline_rounds": 2}, 2),
         campaign({"stage": 2, "expert": 4, "fsdp": 1}, 1),
         campaign({"stage": 2, "expert": 2, "fsdp": 2}, 2),
-        pytest.param({"stage": 2, "expert": 2, "fsdp": 1, "context": 2}, 1, marks=pytest.mark.slow),
+        campaign({"stage": 2, "expert": 2, "fsdp": 1, "context": 2}, 1),
     ],
     ids=str,
 )
@@ -243,7 +241,7 @@ BESIDE = {
     "layout",
     [
         {"expert": 2, "fsdp": 1, "context": 2, "tensor": 2},
-        {"stage": 2, "expert": 2, "fsdp": 1, "tensor": 2},
+        campaign({"stage": 2, "expert": 2, "fsdp": 1, "tensor": 2}),
         campaign({"expert": 4, "fsdp": 2}),
     ],
     ids=str,
@@ -268,7 +266,7 @@ def test_micro_batches_change_the_load_balance_loss_alone(one_device):
 
 @pytest.mark.slow
 # tools/compare_layouts.py runs 20 steps of more.
-@pytest.mark.parametrize("layout", [campaign(FEW[0]), FEW[1], campaign(FEW[2])], ids=str)
+@pytest.mark.parametrize("layout", [campaign(layout) for layout in FEW], ids=str)
 def test_float32_losses_equal_one_device(layout, one_device):
     loss = step(layout, dtype=jnp.float32)["loss"]
     np.testing.assert_allclose(loss, one_device(dtype=jnp.float32)["loss"], rtol=1e-5)
@@ -283,9 +281,9 @@ def test_every_grouped_matmul_gives_the_same_step(kind, one_device):
 @pytest.mark.parametrize(
     "layout",
     [
-        {"expert": 8, "fsdp": 1},
+        {"expert": 4, "fsdp": 1, "context": 2},
+        campaign({"expert": 8, "fsdp": 1}),
         campaign({"expert": 2, "fsdp": 2, "tensor": 2}),
-        pytest.param({"expert": 4, "fsdp": 1, "context": 2}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -332,7 +330,7 @@ def test_a_capacity_drops_visits(one_device):
     "layout",
     [
         {"expert": 2, "fsdp": 1, "context": 2, "tensor": 2},
-        pytest.param({"expert": 8, "fsdp": 1}, marks=pytest.mark.slow),
+        campaign({"expert": 8, "fsdp": 1}),
         campaign({"expert": 2, "fsdp": 2, "replica": 2}),
         campaign({"replica": 8, "fsdp": 1}),
     ],

@@ -35,7 +35,7 @@ MODEL = ModelConfig(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.usefixtures("usual_effort")  # with the least, libtpu 0.0.42 aborts
 def test_rows_travel_to_their_experts_inside_a_stage_and_activations_to_the_next():
     try:

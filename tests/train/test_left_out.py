@@ -13,6 +13,7 @@ from maxlm.evaluate.perplexity import evaluate_by_batch
 from maxlm.train.checkpoints import Checkpoints
 from maxlm.train.run_folder import RunFolder
 from maxlm.train.sinks import iterate_records, read_metrics
+from tests.cases import campaign
 from tests.small_run import batches_read, call, train_here, write_quick_config, write_text_store
 
 SETS = ("first", "second")
@@ -125,10 +126,14 @@ def test_an_evaluation_that_a_kill_cut_at_a_saved_step_is_made_up(config, run, e
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "reason"),
-    [(signal.SIGTERM, 75, "terminated"), (signal.SIGINT, 130, "interrupted")],
+    ("number", "code", "reason", "evaluation", "step"),
+    [
+        (signal.SIGTERM, 75, "terminated", 3, 16),
+        (signal.SIGINT, 130, "interrupted", 5, 20),
+        campaign(signal.SIGTERM, 75, "terminated", 5, 20),
+        campaign(signal.SIGINT, 130, "interrupted", 3, 16),
+    ],
 )
-@pytest.mark.parametrize(("evaluation", "step"), [(3, 16), (5, 20)])
 def test_a_signal_ends_an_evaluation_between_two_batches(
     config, run, evaluations, number, code, reason, evaluation, step
 ):
