@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 STORE := stores/shakespeare
 
+# Bytecode is kept, and written as modules are imported: a training that a test starts would else spend
+# seconds on compiling the source of all it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test test-fast lint format campaign clean help
 
 help:

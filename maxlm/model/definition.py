@@ -6,7 +6,6 @@ costs the host 3 ms a step for 500 arrays where `nnx.jit` costs 38.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import jax
@@ -19,8 +18,6 @@ from maxlm.model.parameter import Moved, ParameterInfo
 from maxlm.parallel.axes import check_divides, sharding
 
 Params = dict[str, jax.Array]
-
-_FEW = 1 << 22  # elements that unoptimized code draws in less time than better code is compiled in
 
 
 @dataclass(frozen=True)
@@ -52,11 +49,9 @@ class ModelDefinition:
             params = _to_dict(nnx.state(Decoder(self.config, self.execution, nnx.Rngs(seed))))
             return {n: self.to_stage_order(n, array) for n, array in params.items()}
 
-        # A program that runs once: on a CPU its compile, with all of XLA's effort, takes longer than it.
-        options = {}
-        if mesh.devices.flat[0].platform == "cpu":
-            elements = sum(math.prod(info.shape) for info in self.parameters.values())
-            options["xla_backend_optimization_level"] = 0 if elements < _FEW else 1
+        # On a CPU a program that runs once is compiled in a third of the time, with equal results.
+        quick = mesh.devices.flat[0].platform == "cpu"
+        options = {"xla_backend_optimization_level": 1} if quick else {}
         return jax.jit(create, out_shardings=self.shardings(mesh), compiler_options=options)()
 
     def bind(self, params: Params) -> Decoder:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.cases import campaign
+
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "tools"
 sys.path[:0] = [str(TOOLS), str(TOOLS / "torch_peer")]
@@ -127,7 +129,7 @@ GPT = {
 
 
 @pytest.mark.parametrize("variant", [{"tie_embeddings": False}, GPT], ids=["llama", "gpt"])
-@pytest.mark.parametrize("rows", ["full", "packed"])
+@pytest.mark.parametrize("rows", [campaign("full"), "packed"])
 def test_the_peer_computes_the_same_steps(variant, rows):
     torch = pytest.importorskip("torch")
     import jax

@@ -102,7 +102,6 @@ def one_device():
 
 
 FEW = [
-    (LAYOUTS[1], "ring"),
     (LAYOUTS[1], "ulysses"),
     (LAYOUTS[0], "all_gather"),
 ]
@@ -156,13 +155,14 @@ def losses_of_one_device():
     return losses({})
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("layout", "method", "accumulation"),
     [
-        campaign({"fsdp": 2, "context": 4}, "ring", 2),
-        campaign({"replica": 2, "fsdp": 1, "context": 4}, "ulysses", 1),
-        campaign({"fsdp": 1, "context": 4, "tensor": 2}, "ring", 1),
-        campaign({"fsdp": 1, "context": 8}, "ring", 1),
+        ({"fsdp": 2, "context": 4}, "ring", 2),
+        ({"replica": 2, "fsdp": 1, "context": 4}, "ulysses", 1),
+        ({"fsdp": 1, "context": 4, "tensor": 2}, "ring", 1),
+        ({"fsdp": 1, "context": 8}, "ring", 1),
     ],
     ids=str,
 )
