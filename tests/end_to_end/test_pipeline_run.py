@@ -53,7 +53,7 @@ def test_a_run_killed_in_stages_goes_on_without_them_as_if_it_had_never_had_any(
         "microbatches": 8,
         "bubble": pytest.approx(1 / 17),
     }
-    run = train_here(path, "parallel.fsdp=-1", on=4)
+    run = train_here(path, "parallel.fsdp=-1", on=2)
     assert "continuing from step 8 of 20" in capsys.readouterr().out
     found, wanted = losses(run), losses(plain)
     np.testing.assert_allclose([found[s] for s in range(1, 21)], list(wanted.values()), rtol=1e-5)

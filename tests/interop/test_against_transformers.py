@@ -25,8 +25,6 @@ pytest.importorskip("transformers", reason=REASON)
 # Those whose layers differ; the rest are these with other numbers.
 DIFFERENT = (
     "gpt2",
-    "llama3.1",
-    "qwen2",
     "gemma3",
     "olmo2",
     "deepseek_v3",

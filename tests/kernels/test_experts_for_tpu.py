@@ -76,7 +76,7 @@ def test_rows_travel_by_the_ragged_all_to_all_and_megablox_multiplies(topology):
     assert program.count("tpu_custom_call") >= 9
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_xla_s_own_grouped_matmul_and_tensor_shards_compile():
     program = compiled("v5e:2x4", TENSOR, ExpertMatmul.RAGGED_DOT, ExpertExchange.ALL_TO_ALL)
     assert count(program, "ragged-all-to-all") == 4

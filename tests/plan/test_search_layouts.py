@@ -24,7 +24,7 @@ SMALL = [
 SPACE = Space(policies=(Rematerialization.MATMULS,), accumulations=(1, 2), axes=("replica",))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_small_search_compiles_ranks_and_goes_on_from_its_store(tmp_path):
     config, topology = load_config(["hardware/v5e"], SMALL), parse_topology("v5e-4")
     store = str(tmp_path / "store")

@@ -182,6 +182,7 @@ def test_what_is_measured_on_a_gpu_is_planned_and_tried_at_a_tiny_size(tmp_path)
     assert [json.loads(line)["rows"] for line in lines] == ["full", "packed"]
 
 
+@pytest.mark.campaign
 def test_dispatch_is_measured_for_the_states_that_are_promised():
     records = run("bench_dispatch.py", "--calls", "30", "--arrays", "20")
     arrays = {record["case"]: record["arrays"] for record in records}

@@ -23,6 +23,7 @@ def test_cycles_count_as_often_as_they_run_and_kernels_by_name():
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_offloaded_activations_lie_in_the_hosts_memory_on_a_tpu():
     pytest.importorskip("libtpu")
     import jax

@@ -66,7 +66,7 @@ def test_a_process_killed_during_saves_leaves_only_whole_checkpoints(tmp_path):
     random_moment = random.Random(11)
     half_written = 0
     newest = 0
-    for _ in range(5):
+    for _ in range(3):
         run_and_kill(tmp_path, saves=2, delay=random_moment.uniform(0, 0.12))
         half_written += len(layout.scan(str(tmp_path)).half_written)
         messages = []

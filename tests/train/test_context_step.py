@@ -214,7 +214,7 @@ def is_of_one(line):
 
 @pytest.mark.parametrize(
     ("layout", "method"),
-    [({"fsdp": 2, "context": 4}, "ring"), ({"fsdp": 1, "context": 8}, "ulysses")],
+    [({"fsdp": 2, "context": 4}, "ring"), campaign({"fsdp": 1, "context": 8}, "ulysses")],
     ids=str,
 )
 def test_no_activation_leaves_its_device_but_in_attention_and_the_lookup(layout, method):

@@ -129,6 +129,7 @@ def test_float64_loss_and_gradients_equal_one_device(
         np.testing.assert_allclose(grads[name], want, rtol=0, atol=1e-9 * scale, err_msg=name)
 
 
+@pytest.mark.campaign
 def test_float32_losses_of_20_steps_equal_one_device_and_the_state_restores_anywhere():
     wanted = Trainer({}).begin("muon").losses()
     trainer = Trainer({"stage": 4, "fsdp": 2, "pipeline_rounds": 2})

@@ -86,11 +86,8 @@ def test_float64_losses_and_parameters_after_20_steps_equal_one_device(layout, k
         np.testing.assert_allclose(params[name], value, rtol=0, atol=1e-9 * scale, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "layout",
-    few(LAYOUTS, lambda layout: layout == {"replica": 2, "fsdp": 2, "tensor": 2}),
-    ids=str,
-)
+@pytest.mark.campaign
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_float32_losses_equal_one_device(layout, one_device):
     losses, _ = run(layout)
     np.testing.assert_allclose(losses, one_device()[0], rtol=1e-5)
