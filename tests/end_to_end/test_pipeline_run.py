@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from maxlm.train.sinks import read_metrics
+from tests.cases import campaign
 from tests.small_run import (
     call,
     checksums,
@@ -37,8 +38,9 @@ def evaluations(run):
     return [r["loss"] for r in read_metrics(run.path) if r["kind"] == "eval"]
 
 
+@pytest.mark.parametrize("devices_after", [2, campaign(4)])
 def test_a_run_killed_in_stages_goes_on_without_them_as_if_it_had_never_had_any(
-    tmp_path, store, capsys
+    tmp_path, store, capsys, devices_after
 ):
     plain = train_here(config(tmp_path / "plain", store), "parallel.fsdp=1")
     capsys.readouterr()
@@ -53,7 +55,7 @@ def test_a_run_killed_in_stages_goes_on_without_them_as_if_it_had_never_had_any(
         "microbatches": 8,
         "bubble": pytest.approx(1 / 17),
     }
-    run = train_here(path, "parallel.fsdp=-1", on=2)
+    run = train_here(path, "parallel.fsdp=-1", on=devices_after)
     assert "continuing from step 8 of 20" in capsys.readouterr().out
     found, wanted = losses(run), losses(plain)
     np.testing.assert_allclose([found[s] for s in range(1, 21)], list(wanted.values()), rtol=1e-5)

@@ -104,7 +104,8 @@ def test_ctrl_c_and_sigterm_save_and_the_same_command_goes_on(tmp_path, store, u
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_on_another_number_of_devices(tmp_path, store, unbroken):
+@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 2), campaign(2, 2)])
+def test_a_run_goes_on_on_another_number_of_devices(tmp_path, store, unbroken, fsdp, tensor):
     config = config_in(tmp_path, store)
     run = RunFolder(str(tmp_path / "runs" / "small"))
     process = child(["train", str(config), "--plain"])
@@ -115,9 +116,9 @@ def test_a_run_goes_on_on_another_number_of_devices(tmp_path, store, unbroken):
         "train",
         str(config),
         "--plain",
-        "parallel.fsdp=1",
-        "parallel.tensor=2",
-        "parallel.cpu_devices=2",
+        f"parallel.fsdp={fsdp}",
+        f"parallel.tensor={tensor}",
+        f"parallel.cpu_devices={fsdp * tensor}",
     )
     np.testing.assert_allclose(losses(run), losses(unbroken), rtol=1e-5)
 

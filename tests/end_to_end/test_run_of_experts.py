@@ -10,6 +10,7 @@ from maxlm.errors import CheckpointError, ParallelError
 from maxlm.train.checkpoints import Checkpoints
 from maxlm.train.loading import load
 from maxlm.train.sinks import read_metrics
+from tests.cases import campaign
 from tests.generate.models import continued
 from tests.small_run import (
     checksums,
@@ -71,9 +72,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(config, unbroken):
 
 
 @pytest.mark.slow
-def test_it_goes_on_where_experts_lie_over_devices(config, unbroken):
-    train_here(config, "name=moved", stop_at=11)
-    run = train_here(config, "name=moved", "parallel.expert=2", "parallel.fsdp=1", on=2)
+@pytest.mark.parametrize("tensor", [1, campaign(2)])
+def test_it_goes_on_where_experts_lie_over_devices(config, unbroken, tensor):
+    name = f"name=moved-{tensor}"
+    train_here(config, name, stop_at=11)
+    mesh = ["parallel.expert=2", f"parallel.tensor={tensor}", "parallel.fsdp=1"]
+    run = train_here(config, name, *mesh, on=2 * tensor)
     before, after = losses(unbroken), losses(run)
     np.testing.assert_allclose([after[s] for s in before], list(before.values()), rtol=1e-5)
 

@@ -14,23 +14,21 @@ from maxlm.interop.transforms import Vector
 from maxlm.model.definition import define
 from tests.cases import few
 from tests.interop.goldens import their_logits, theirs_of
-from tests.interop.tiny import TINY, VOCAB, batch_of, logits_of, prompts, read_tiny, write_folder
+from tests.interop.tiny import (
+    BEYOND_LOGITS,
+    TINY,
+    VOCAB,
+    batch_of,
+    logits_of,
+    prompts,
+    read_tiny,
+    write_folder,
+)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 REASON = "torch is what our models are compared with; it comes with maxlm[test] on Python 3.11"
 torch = pytest.importorskip("torch", reason=REASON)
 pytest.importorskip("transformers", reason=REASON)
-
-
-# Those whose layers differ; the rest are these with other numbers.
-DIFFERENT = (
-    "gpt2",
-    "gemma3",
-    "olmo2",
-    "deepseek_v3",
-    "gpt_oss",
-    "qwen3_moe",
-)
 
 
 @pytest.fixture(scope="module", params=TINY)
@@ -49,7 +47,7 @@ def test_logits_are_equal(pair):
     np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("pair", few(TINY, DIFFERENT.__contains__), indirect=True)
+@pytest.mark.parametrize("pair", few(TINY, BEYOND_LOGITS.__contains__), indirect=True)
 def test_documents_packed_in_a_row_are_read_as_if_alone(pair):
     _, _, theirs, model, params = pair
     lengths = (19, 3, 15)
@@ -66,7 +64,7 @@ def test_documents_packed_in_a_row_are_read_as_if_alone(pair):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "pair",
-    few(TINY, DIFFERENT.__contains__),
+    few(TINY, BEYOND_LOGITS.__contains__),
     indirect=True,
 )
 def test_loss_and_gradients_are_equal(pair):

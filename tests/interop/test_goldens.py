@@ -9,7 +9,15 @@ from maxlm.generate.sampling import SamplingOptions
 from maxlm.model.inference import for_inference
 from tests.cases import few
 from tests.interop.goldens import NEW, POSITIONS, PROMPT_LENGTHS, path_of
-from tests.interop.tiny import TINY, batch_of, logits_of, prompts, read_tiny, write_folder
+from tests.interop.tiny import (
+    BEYOND_LOGITS,
+    TINY,
+    batch_of,
+    logits_of,
+    prompts,
+    read_tiny,
+    write_folder,
+)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -22,12 +30,8 @@ def test_logits_are_those_of_transformers(tmp_path, name):
     np.testing.assert_allclose(logits[:, POSITIONS], golden, atol=1e-4, rtol=0)
 
 
-# Those whose layers or caches differ; the rest are these with other numbers.
-DIFFERENT = ("gpt2", "gemma3", "deepseek_v3", "gpt_oss", "qwen3_moe")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", few(TINY, DIFFERENT.__contains__))
+@pytest.mark.parametrize("name", few(TINY, BEYOND_LOGITS.__contains__))
 def test_greedy_text_is_that_of_transformers(tmp_path, name):
     write_folder(name, tmp_path)
     model, params = read_tiny(tmp_path)

@@ -20,7 +20,18 @@ sys.path[:0] = [str(Path(__file__).parents[2] / "tools")]
 
 from tiny_families import LENGTH, TINY, VOCAB, prompts, tokenizer_of_words, write_folder  # noqa: E402
 
-__all__ = ["LENGTH", "TINY", "VOCAB", "prompts", "tokenizer_of_words", "write_folder"]
+__all__ = [
+    "BEYOND_LOGITS",
+    "LENGTH",
+    "TINY",
+    "VOCAB",
+    "prompts",
+    "tokenizer_of_words",
+    "write_folder",
+]
+
+# Of which CI tests gradients, packed rows and greedy text too; of the others `make campaign` does.
+BEYOND_LOGITS = ("gpt2", "gemma3", "olmo2", "deepseek_v3", "gpt_oss", "qwen3_moe")
 
 
 def read_tiny(folder: Path) -> tuple[ModelDefinition, Params]:

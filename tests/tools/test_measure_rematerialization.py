@@ -22,7 +22,6 @@ def test_cycles_count_as_often_as_they_run_and_kernels_by_name():
     assert found["kernel_calls"] == {"splash_mha_fwd": 3}
 
 
-@pytest.mark.slow
 @pytest.mark.campaign
 def test_offloaded_activations_lie_in_the_hosts_memory_on_a_tpu():
     pytest.importorskip("libtpu")

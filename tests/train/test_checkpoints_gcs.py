@@ -71,7 +71,7 @@ def test_damage_in_a_bucket_falls_back_loudly(folder):
 @pytest.mark.slow
 def test_a_process_killed_during_saves_to_a_bucket_leaves_only_whole_checkpoints(folder):
     half_written = 0
-    for _ in range(2):
+    for _ in range(3):
         run_and_kill_within_a_save(folder)
         half_written += len(layout.scan(folder).half_written)
         with warnings.catch_warnings():

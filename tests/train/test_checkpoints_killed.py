@@ -22,6 +22,7 @@ from killed_save import arrays_of
 from maxlm.errors import CheckpointError, StorageError
 from maxlm.train import checkpoint_format as layout
 from maxlm.train.checkpoints import Checkpoints
+from tests.cases import campaign
 
 HERE = Path(__file__).parent
 
@@ -62,11 +63,12 @@ def run_and_kill(folder: Path, saves: int, delay: float) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_killed_during_saves_leaves_only_whole_checkpoints(tmp_path):
+@pytest.mark.parametrize("kills", [3, campaign(5)])
+def test_a_process_killed_during_saves_leaves_only_whole_checkpoints(tmp_path, kills):
     random_moment = random.Random(11)
     half_written = 0
     newest = 0
-    for _ in range(3):
+    for _ in range(kills):
         run_and_kill(tmp_path, saves=2, delay=random_moment.uniform(0, 0.12))
         half_written += len(layout.scan(str(tmp_path)).half_written)
         messages = []

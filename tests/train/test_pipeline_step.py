@@ -137,7 +137,7 @@ def test_float32_losses_of_20_steps_equal_one_device_and_the_state_restores_anyw
     np.testing.assert_allclose(losses, wanted, rtol=1e-5)
     saved = to_canonical(trainer.state, trainer.model)
     values = {name: np.asarray(array) for name, array in saved.items()}
-    for parallel in ({"stage": 2}, {"fsdp": 8}):
+    for parallel in ({"stage": 2}, {}, {"fsdp": 8}, {"stage": 4, "pipeline_rounds": 2}):
         other = Trainer(parallel).begin("muon")
         targets = canonical_targets(other.layout, other.model)
         arrays = {name: jax.device_put(v, targets[name].sharding) for name, v in values.items()}

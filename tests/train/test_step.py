@@ -14,7 +14,7 @@ from maxlm.model.definition import define
 from maxlm.parallel.mesh import make_mesh
 from maxlm.train.optimizer import make_optimizer
 from maxlm.train.schedule import RateSchedule
-from tests.cases import campaign, few
+from tests.cases import campaign
 from tests.train.small_step import SHAPE, begin, packed_batches, take
 
 STEPS = 20
@@ -104,12 +104,7 @@ LATENT = {
 
 
 @pytest.mark.parametrize(
-    "layout",
-    few(
-        [{"fsdp": 4, "tensor": 2}, {"fsdp": 2, "context": 2, "tensor": 2}],
-        lambda x: "context" not in x,
-    ),
-    ids=str,
+    "layout", [{"fsdp": 4, "tensor": 2}, campaign({"fsdp": 2, "context": 2, "tensor": 2})], ids=str
 )
 def test_latent_attention_with_sinks_equals_one_device(layout, one_device):
     losses, params = run(layout, variant=LATENT, steps=6)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -26,7 +26,7 @@ Done = tuple[Any, Unit | SourceFile, UnitResult | str]
 
 def run_here(
     job: Job, next_task: Callable[[], Task | None], report: Callable[[Counts], None]
-) -> Iterator[Done]:
+) -> Generator[Done, None, None]:
     """Do tasks in this process, one after another."""
     worker = UnitWorker(job, report)
     while (task := next_task()) is not None:
@@ -38,7 +38,7 @@ def run_workers(
     next_task: Callable[[], Task | None],
     report: Callable[[Counts], None],
     workers: int,
-) -> Iterator[Done]:
+) -> Generator[Done, None, None]:
     """Do tasks in so many processes; results come as they are ready.
 
     Args:

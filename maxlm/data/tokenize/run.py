@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,14 +184,15 @@ class _Run:
             if workers == 1
             else run_workers(job, next_task, report, workers)
         )
-        for label, task, result in done:
-            if isinstance(result, UnitResult):
-                assert isinstance(task, Unit)
-                text = json.dumps(result.to_dict())
-                storage.write_text(self._record_path(task), text)
-                self.schedule.finish(label, task, result)
-            else:
-                self.hashes[label] = result
+        with closing(done):  # workers end with what goes wrong here, not with the interpreter
+            for label, task, result in done:
+                if isinstance(result, UnitResult):
+                    assert isinstance(task, Unit)
+                    text = json.dumps(result.to_dict())
+                    storage.write_text(self._record_path(task), text)
+                    self.schedule.finish(label, task, result)
+                else:
+                    self.hashes[label] = result
 
     def finish(self) -> None:
         """Write the manifest; from then on the store is whole."""
