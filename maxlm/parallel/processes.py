@@ -169,18 +169,22 @@ def _seconds(name: str, default: int) -> float:
 def _ending_together() -> Iterator[None]:
     from maxlm.parallel.agreement import Watch, process_index, wait_for_all
 
-    failing = threading.Event()
+    # Held until what another process said has been acted on: a process that ends by an error of
+    # its own meanwhile can start no timer any more.
+    deciding = threading.Lock()
+    failing = False
     said_by_another: list[dict[str, Any]] = []
 
     def heard(text: str) -> None:
         said = json.loads(text)
-        if failing.is_set() or said["process"] == process_index():
-            return
-        said_by_another.append(said)
-        _let_go()
-        words = FAILED.format(process=said["process"], text=said["text"])
-        print(f"{words}; this process ends too", file=sys.stderr, flush=True)
-        _leave_soon(said["code"], _AFTER_ANOTHER_FAILED_SECONDS)
+        with deciding:
+            if failing or said["process"] == process_index():
+                return
+            said_by_another.append(said)
+            _let_go()
+            words = FAILED.format(process=said["process"], text=said["text"])
+            print(f"{words}; this process ends too", file=sys.stderr, flush=True)
+            _leave_soon(said["code"], _AFTER_ANOTHER_FAILED_SECONDS)
 
     watch = Watch("failed", heard)
     try:
@@ -190,9 +194,10 @@ def _ending_together() -> Iterator[None]:
         lost = _is_of_connection(error)
         if lost:
             time.sleep(2.0)  # a process that failed may still be saying so
-        if said_by_another:
-            raise SystemExit(said_by_another[0]["code"]) from error
-        failing.set()
+        with deciding:
+            if said_by_another:
+                raise SystemExit(said_by_another[0]["code"]) from error
+            failing = True
         if not lost:
             _let_go()
         code = ProcessLostError.exit_code if lost else _exit_code(error)

@@ -177,6 +177,8 @@ class _NoOrbaxTraceback(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if not record.exc_info:
             return True
+        if record.name == "asyncio" and record.exc_info[2] is None:
+            return False  # TensorStore's: nothing in Python has raised it
         frames = traceback.walk_tb(record.exc_info[2])
         files = [record.pathname, *(frame.f_code.co_filename for frame, _ in frames)]
         return not any("orbax" in file for file in files)

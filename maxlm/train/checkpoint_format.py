@@ -109,7 +109,7 @@ def scan(root: str) -> Listing:
     superseded, half_written = [], []
     for name in storage.list_names(root):
         match = _STEP_NAME.fullmatch(name)
-        committed = match and storage.exists(storage.join(root, name, COMMIT_FILE))
+        committed = match and is_committed(storage.join(root, name))
         if _TEMPORARY_MARK in name or (match and not committed):
             half_written.append(name)
         elif match:
@@ -122,6 +122,11 @@ def scan(root: str) -> Listing:
                 superseded.append(older[1])
             complete[step] = (attempt, name)
     return Listing({step: complete[step][1] for step in sorted(complete)}, superseded, half_written)
+
+
+def is_committed(path: str) -> bool:
+    """Whether a checkpoint's folder is whole: its commit marker is written last."""
+    return storage.exists(storage.join(path, COMMIT_FILE))
 
 
 def attempt_of(name: str) -> int:

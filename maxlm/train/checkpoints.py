@@ -15,7 +15,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from maxlm import storage
 from maxlm.errors import CheckpointError, MaxLMError, StorageError
 from maxlm.train import checkpoint_checks as checks
 from maxlm.train import checkpoint_format as layout
+from maxlm.train import quantities as q
 from maxlm.train.checkpoint_format import ArrayRecord, DamagedError, Description
 from maxlm.train.checksum import (
     Pending,
@@ -31,16 +31,6 @@ from maxlm.train.checksum import (
     dispatch_checksums,
     read_checksums,
 )
-
-
-@dataclass(frozen=True)
-class SavedCheckpoint:
-    """One completed save: where, how large, and how long from the call to the commit."""
-
-    step: int
-    path: str
-    bytes: int
-    seconds: float
 
 
 class Checkpoints:
@@ -51,8 +41,9 @@ class Checkpoints:
         keep_last: newest checkpoints to keep.
         keep_every_steps: also keep the first checkpoint at or after each multiple of this.
         asynchronous: write in the background; otherwise `save` waits for the commit.
-        message: told, in a sentence, of everything that a person should know (half-written or
-            damaged checkpoints, fallbacks). A fallback also raises a Python warning.
+        message: told, in a sentence, of everything that a person should know (a save that is
+            complete, half-written or damaged checkpoints, fallbacks). A fallback also raises a
+            Python warning.
     """
 
     def __init__(
@@ -73,7 +64,6 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._writing: tuple[int, str] | None = None  # step and folder of the save last begun
-        self._finished: list[SavedCheckpoint] = []
         self._damaged: set[str] = set()  # folder names that this process found damaged
 
     def steps(self) -> list[int]:
@@ -192,11 +182,6 @@ class Checkpoints:
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
-
-    def finished(self) -> list[SavedCheckpoint]:
-        """Saves completed since the last call; never waits."""
-        done, self._finished = self._finished, []
-        return done
 
     def restore(
         self,
@@ -348,8 +333,12 @@ class Checkpoints:
         # Runs in the background thread, on every process.
         try:
             self._writer.wait()
-            self._finished.append(SavedCheckpoint(step, path, size, time.time() - started))
+            if not layout.is_committed(path):
+                # A write that is cancelled within Orbax ends as if nothing were wrong.
+                raise CheckpointError("the write was cancelled before its commit")
             if jax.process_index() == 0:
+                about = f"{q.size(size)}, {q.duration(time.time() - started)}"
+                self._message(f"step {step:,}: saved {path} ({about})")
                 self._remove_surplus(step)
         except BaseException as error:
             self._error = self._save_error(path, error)

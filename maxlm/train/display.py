@@ -100,13 +100,8 @@ class Display:
             self.message(f"  │ {line}")
 
     def checkpoint(self, record: dict[str, Any]) -> None:
-        """Say that a checkpoint was saved."""
+        """Note that a save began; `Checkpoints` says when it is complete."""
         self._progress.checkpoint(record)
-        details = [q.size(record["bytes"])] if record.get("bytes") is not None else []
-        if record.get("seconds") is not None:
-            details.append(q.duration(record["seconds"]))
-        about = f" ({', '.join(details)})" if details else ""
-        self.message(f"step {record['step']:,}: saved {record.get('path', '')}{about}")
 
     def end(self, record: dict[str, Any]) -> None:
         """Say how the run ended, in words and in one line for programs."""

@@ -68,7 +68,7 @@ class LiveView:
             lines += _fill([*progress.speed(), elapsed], width, "")
             lines += _fill(progress.validation(), width, "green")
         if progress.checkpoint_step is not None:
-            lines += _fill([f"saved at step {progress.checkpoint_step:,}"], width, "dim")
+            lines += _fill([f"checkpoint of step {progress.checkpoint_step:,}"], width, "dim")
         yield Group(*lines)
 
     def _bar(self, width: int) -> Table:

@@ -141,6 +141,7 @@ def test_a_save_onto_a_full_disk_keeps_the_checkpoint_before_and_goes_on_bitwise
     )
     assert f"{run.checkpoints}/16: the disk is full" in said
     assert "not saved; the newest complete one is step 8. Free some space and run again" in said
+    assert "step 8: saved" in said and "step 16: saved" not in said
     assert "continuing from step 8 of 20" in told
     full, freed = (Checkpoints(str(tmp_path / "result" / name)) for name in ("full", "freed"))
     assert full.steps() == [8] and full.half_written() == []

@@ -1,6 +1,8 @@
 """What is saved comes back, on any mesh; what does not fit is refused; old ones go in time."""
 
+import asyncio
 import json
+import logging
 import subprocess
 import sys
 import warnings
@@ -14,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from maxlm.errors import CheckpointError, StorageError
 from maxlm.train import checkpoint_format as layout
+from maxlm.train import quantities
 from maxlm.train.checkpoints import Checkpoints
 
 METADATA = {"cursor": 4096, "config": {"model": {"width": 16}}, "tokenizer": "ab12"}
@@ -231,13 +234,31 @@ def test_the_same_step_with_other_content_replaces_the_first(checkpoints, tmp_pa
     assert arrays["params.x"].tolist() == [3] * 4 and metadata["value"] == 3
 
 
-def test_a_finished_save_is_reported_once_with_its_size(checkpoints, state):
+def test_a_save_is_told_once_when_it_is_complete(tmp_path, state):
+    told: list[tuple[str, bool]] = []
+    marker = tmp_path / "1" / "commit_success.txt"
+    checkpoints = Checkpoints(str(tmp_path), message=lambda s: told.append((s, marker.exists())))
     checkpoints.save(1, state, METADATA)
     assert checkpoints.latest == 1 and checkpoints.path(1).endswith("/1")
     checkpoints.wait()
-    (saved,) = checkpoints.finished()
-    assert saved.step == 1 and saved.bytes == sum(a.nbytes for a in state.values())
-    assert saved.seconds > 0 and checkpoints.finished() == []
+    (text, complete), size = told[0], sum(a.nbytes for a in state.values())
+    assert len(told) == 1 and complete
+    assert text.startswith(f"step 1: saved {tmp_path}/1 ({quantities.size(size)}, ")
+
+
+def test_a_write_that_is_cancelled_within_orbax_is_no_save(tmp_path, state, monkeypatch):
+    async def cancelled(*arguments):
+        raise asyncio.CancelledError
+
+    told: list[str] = []
+    checkpoints = Checkpoints(str(tmp_path), message=told.append)
+    checkpoints.save(1, state, METADATA)
+    checkpoints.wait()
+    monkeypatch.setattr("maxlm.train.checkpoint_arrays._write_files", cancelled)
+    checkpoints.save(2, state, METADATA)
+    with pytest.raises(CheckpointError, match=r"/2: cannot write: .*cancelled.*newest .* step 1"):
+        checkpoints.wait()
+    assert checkpoints.steps() == [1] and not any("step 2: saved" in text for text in told)
 
 
 def test_a_synchronous_save_is_complete_on_return(tmp_path):
@@ -297,6 +318,20 @@ def test_preparing_ahead_leaves_nothing_to_compile_for_the_first_save(checkpoint
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert compiled == []
+
+
+def test_only_what_others_wrote_to_the_log_of_asyncio_is_shown(checkpoints, state, caplog):
+    """A failed save's arrays fail one by one in futures that TensorStore sets and nobody awaits."""
+    checkpoints.save(1, state, METADATA)
+    log = logging.getLogger("asyncio")
+    log.error("Future exception was never retrieved", exc_info=ValueError("No space left"))
+    try:
+        raise ValueError("a bug of ours")
+    except ValueError:
+        log.error("Task exception was never retrieved", exc_info=True)
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == [
+        "Task exception was never retrieved"
+    ]
 
 
 def test_orbax_is_imported_only_when_it_is_needed():
