@@ -13,7 +13,7 @@ from maxlm.config.choices import AttentionKernel, ContextAttention
 from maxlm.config.head_widths import value_dim
 from maxlm.kernels.attention.choose import choose
 from maxlm.kernels.attention.features import AttentionCall, Hardware
-from maxlm.kernels.attention.splash import block_size
+from maxlm.kernels.attention.splash import choose_blocks
 from maxlm.plan.job import Job
 
 # Scheduled bundles (one a cycle) of a block of 1024 queries and keys of a head of 128, on one
@@ -105,7 +105,7 @@ def _splash(job: Job, heads: float, seen: int) -> AttentionTime:
     assert model.head_dim and chip.clock
     window = seen if seen < length else None
     itemsize = 2 if job.config.train.precision == "bfloat16" else 4
-    block = block_size(length, window, model.head_dim * itemsize)
+    block = choose_blocks(length, window, model.head_dim * itemsize).size
     blocks = heads * job.rows * _blocks(length // block, seen, block)
     # A head narrower than the matrix unit takes it whole.
     units = [max(1, -(-width // 128)) for width in (model.head_dim, value_dim(model))]

@@ -52,7 +52,6 @@ def compile_program(
     store: str | None = None,
     vocab_size: int | None = None,
     progress: Progress = lambda stage, seconds: None,
-    timeout: float | None = None,
 ) -> Compiled:
     """Compile the train step of a config for a slice.
 
@@ -61,15 +60,14 @@ def compile_program(
         topology: of TPUs.
         store: folder of compiled programs; None: `default_store()`.
         vocab_size: where neither the config nor a token store tells.
-        progress: told what is going on.
-        timeout: seconds after which the compile is given up; None: never.
+        progress: told what is going on, about once a second; what it raises ends the compile.
 
     Returns:
         The program; `out_of_memory` is set where the compiler refused it for want of memory.
 
     Raises:
         ConfigError, ParallelError: the config does not fit the topology, or there is no compiler.
-        CompileError: the compiler failed, was ended, or took longer than `timeout`.
+        CompileError: the compiler failed or was ended.
         DataError, TokenizerError: a token store that is there cannot be used.
         StorageError: the store cannot be written.
     """
@@ -85,7 +83,7 @@ def compile_program(
     found = CompileStore(folder).get(known) if known else None
     if found is not None:
         return found
-    hash = _in_a_child(request, topology.name, progress, timeout)
+    hash = _in_a_child(request, topology.name, progress)
     compiled = CompileStore(folder).get(hash)
     if compiled is None:
         raise CompileError(f"{folder}/{hash} vanished or is damaged; run the command again")
@@ -99,9 +97,7 @@ def _request_key(request: dict[str, Any], stored: StoredFacts) -> str:
     return hashlib.sha256(seen.encode()).hexdigest()
 
 
-def _in_a_child(
-    request: dict[str, Any], topology: str, progress: Progress, timeout: float | None
-) -> str:
+def _in_a_child(request: dict[str, Any], topology: str, progress: Progress) -> str:
     """Run the worker; the hash that it tells at its end."""
     with tempfile.TemporaryFile() as noise:
         child = subprocess.Popen(
@@ -115,7 +111,7 @@ def _in_a_child(
             assert child.stdin and child.stdout
             child.stdin.write(json.dumps(request).encode())
             child.stdin.close()
-            last = _follow(child, child.stdout, progress, timeout)
+            last = _follow(child, child.stdout, progress)
         finally:
             if child.poll() is None:
                 child.kill()
@@ -128,21 +124,15 @@ def _in_a_child(
         raise CompileError(_ended(code, topology, noise))
 
 
-def _follow(
-    child: subprocess.Popen[bytes], out: IO[bytes], progress: Progress, timeout: float | None
-) -> dict[str, Any]:
+def _follow(child: subprocess.Popen[bytes], out: IO[bytes], progress: Progress) -> dict[str, Any]:
     """Tell the stages until the child closes its output; its last word on what came of it."""
-    start = since = time.monotonic()
+    since = time.monotonic()
     last: dict[str, Any] = {}
     stage, buffered = "starting", b""
     with selectors.DefaultSelector() as selector:
         selector.register(out, selectors.EVENT_READ)
         while True:
             progress(stage, time.monotonic() - since)
-            if timeout is not None and time.monotonic() - start > timeout:
-                raise CompileError(
-                    f"the compile was given up after {timeout:.0f} s while {stage}; nothing of it is kept"
-                )
             if not selector.select(timeout=1.0):
                 continue
             chunk = os.read(out.fileno(), 1 << 16)

@@ -124,7 +124,7 @@ def kernel_flops(call: KernelCall) -> float | None:
     """FLOPs of the matmuls of kernels that are known; None of others.
 
     Attention has 2 matmuls forward, 3 for the queries' gradient and 4 for the keys' and values', 5 where
-    one kernel makes all gradients, each `2 × heads × length² × head_dim`, over blocks that the mask
+    one kernel makes all three gradients, each `2 × heads × length² × head_dim`, over blocks that the mask
     leaves. A grouped matmul has `2 M K N` whatever the groups.
     """
     floats = [a for a in call.operands if a.dtype in ("bf16", "f32", "f16") and len(a.dims) > 1]
@@ -133,7 +133,7 @@ def kernel_flops(call: KernelCall) -> float | None:
         if queries is None:
             return None
         *heads, length, head_dim = queries.dims
-        backward = {"dq": 3, "dkv": 4, "bwd": 5}
+        backward = {"dq": 3, "dkv": 5 if len(call.results) == 3 else 4, "bwd": 5}
         matmuls = next((n for key, n in backward.items() if key in call.name), 2)
         whole = matmuls * 2 * math.prod(heads) * float(length) ** 2 * head_dim
         return whole * executed_share(call)

@@ -33,7 +33,6 @@ def make_plan(
     vocab_size: int | None = None,
     prices: str | None = None,
     progress: Progress = lambda stage, seconds: None,
-    timeout: float | None = None,
 ) -> Plan:
     """Plan a run.
 
@@ -45,8 +44,7 @@ def make_plan(
         store: folder of compiled programs; None: the user's cache.
         vocab_size: where neither the config nor a token store tells.
         prices: file of prices; None: those of `configs/prices.yaml`.
-        progress: told what is going on while it compiles.
-        timeout: seconds after which a compile is given up; None: never.
+        progress: told what is going on while it compiles; what it raises ends the compile.
 
     Raises:
         ConfigError, ParallelError: the config does not fit itself or the topology.
@@ -72,7 +70,6 @@ def make_plan(
         store=store,
         vocab_size=vocab_size,
         progress=progress,
-        timeout=timeout,
     )
     memory = compiled_memory(program, compiled, topology.chip)
     if compiled.out_of_memory:

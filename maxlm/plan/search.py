@@ -22,9 +22,9 @@ from maxlm.plan.candidates import Candidate, Candidates
 from maxlm.plan.refine import Corrections
 from maxlm.plan.result import Plan
 
-# (config, what is going on, seconds left) -> its compiled plan. Called in threads; raises CompileError
-# where the compiler fails or the time is up, and whatever `progress` raises.
-Measure = Callable[[RunConfig, Callable[[str, float], None], float], Plan]
+# (config, what is going on) -> its compiled plan. Called in threads; raises CompileError where the
+# compiler fails, and ends with whatever the second raises, which it is to call about once a second.
+Measure = Callable[[RunConfig, Callable[[str, float], None]], Plan]
 
 BUDGET_MINUTES = 30.0
 # Steps nearer than this are equal: micro-batches that send everything twice may seem 0.1% faster where
@@ -216,9 +216,8 @@ class _Search:
                 raise _Stopped
             self.since[label] = began
 
-        left = max(1.0, self.budget - self._elapsed)
         try:
-            return Row(candidate, self.measure(candidate.config, told, left))
+            return Row(candidate, self.measure(candidate.config, told))
         except (_Stopped, CompileError, ParallelError, PlanError) as error:
             return Row(candidate, None, str(error))
         finally:

@@ -45,7 +45,7 @@ def search_layouts(
         ConfigError: the config is wrong, no layout divides or none can fit, or there is no compiler.
     """
 
-    def measure(varied: RunConfig, told: Callable[[str, float], None], seconds_left: float) -> Plan:
+    def measure(varied: RunConfig, told: Callable[[str, float], None]) -> Plan:
         return make_plan(
             varied,
             topology,
@@ -53,7 +53,6 @@ def search_layouts(
             store=store,
             vocab_size=vocab_size,
             progress=told,
-            timeout=seconds_left,
         )
 
     candidates = find_candidates(config, topology, space, vocab_size=vocab_size)

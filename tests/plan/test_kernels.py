@@ -78,6 +78,12 @@ def test_flops_of_attention(name, matmuls):
     assert kernel_flops(call) == matmuls * 2 * 32 * 8192**2 * 128 * 36 / 64
 
 
+def test_a_kernel_that_makes_all_three_gradients_computes_the_scores_once():
+    gradients = (Array("bf16", (8, 32, 8192, 128)), *[Array("bf16", (8, 8192, 128))] * 2)
+    call = replace(ATTENTION, name="splash_mha_dkv", results=gradients)
+    assert kernel_flops(call) == 5 * 2 * 32 * 8192**2 * 128 * 36 / 64
+
+
 def test_flops_of_a_grouped_matmul():
     rows, weights = Array("bf16", (4096, 512)), Array("bf16", (8, 512, 1024))
     call = replace(ATTENTION, name="gmm", operands=(rows, weights), is_masked=False)

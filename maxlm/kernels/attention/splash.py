@@ -8,6 +8,7 @@ here it gets its mask, its block sizes and scaled queries. XLA cannot divide it 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +25,21 @@ FEATURES = Features(
 )
 
 BLOCKS = (1024, 512, 256, 128)
+# Keys of a block whose scores the forward kernel computes at once.
+AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How the kernels cut a row.
+
+    Attributes:
+        size: queries of a block, and keys.
+        at_once: keys whose scores the forward kernel computes at once; the size is a multiple of it.
+    """
+
+    size: int
+    at_once: int
 
 
 def splash_attention(
@@ -35,6 +51,7 @@ def splash_attention(
     *,
     window: int | None = None,
     logit_cap: float | None = None,
+    blocks: Blocks | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Self-attention of whole rows; arguments and result as in `attention`, on one device.
@@ -50,13 +67,14 @@ def splash_attention(
         sinks: `[H]`, as in `attention`.
         window: as in `attention`.
         logit_cap: as in `attention`.
+        blocks: of the row; None: those of `choose_blocks`.
         interpret: run on a CPU, slowly (for tests).
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     length, heads, head_dim = query.shape[1:]
-    block = block_size(length, window, head_dim * query.dtype.itemsize)
-    kernel = _kernel(length, heads, block, window, logit_cap, interpret)
+    blocks = blocks or choose_blocks(length, window, head_dim * query.dtype.itemsize)
+    kernel = _kernel(length, heads, blocks, window, logit_cap, interpret)
 
     def row(query: jax.Array, key: jax.Array, value: jax.Array, ids: jax.Array) -> jax.Array:
         return kernel(query, key, value, segment_ids=SegmentIds(ids, ids), sinks=sinks)
@@ -66,12 +84,12 @@ def splash_attention(
     return jax.vmap(row)(query, key, value, segment_ids).swapaxes(1, 2)
 
 
-def block_size(length: int, window: int | None, head_bytes: int) -> int:
-    """Queries and keys in a block: 1024 where the length, the window and the chip's memory allow.
+def choose_blocks(length: int, window: int | None, head_bytes: int) -> Blocks:
+    """Blocks of 1024 queries and keys where the length, the window and the chip's memory allow.
 
-    By the compiler's schedules for v5p at head_dim 128, blocks of 1024 reach 0.62/0.96/0.97 of the
-    matrix unit's ideal in forward/dq/dkv, and blocks of 512 0.44/0.76/0.78: 1.3 times the time for
-    the same scores. A query block of a window of 512 goes over 2 blocks either way, so there 512
+    By the compiler's schedules (docs/kernels.md has the table) blocks of 1024 take three quarters of the
+    time of 512 for the same scores, and the forward kernel less with 512 of its keys at once; the
+    backward kernels do not. A query block of a window of 512 goes over 2 blocks either way, so there 512
     computes half the scores; at 1024 it is 3 against 2, which is even.
 
     Args:
@@ -82,14 +100,15 @@ def block_size(length: int, window: int | None, head_bytes: int) -> int:
     """
     narrow = window is not None and window <= 512
     largest = 512 if narrow or head_bytes > 512 else 1024
-    return next(b for b in BLOCKS if b <= largest and length % b == 0)
+    size = next(b for b in BLOCKS if b <= largest and length % b == 0)
+    return Blocks(size, min(size, AT_ONCE))
 
 
 @lru_cache(maxsize=64)
 def _kernel(
     length: int,
     heads: int,
-    block: int,
+    blocks: Blocks,
     window: int | None,
     logit_cap: float | None,
     interpret: bool,
@@ -105,21 +124,22 @@ def _kernel(
     else:
         mask = masks.LocalMask((length, length), (window - 1, 0), 0)
     mask = masks.MultiHeadMask([mask] * heads)
+    size, shape = blocks.size, (blocks.size, blocks.size)
     sizes = splash.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_kv_compute=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_kv_dkv_compute=block,
-        block_q_dq=block,
-        block_kv_dq=block,
+        block_q=size,
+        block_kv=size,
+        block_kv_compute=blocks.at_once,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_kv_dkv_compute=size,
+        block_q_dq=size,
+        block_kv_dq=size,
     )
     # `make_splash_mha` does the same and puts the mask's tables on a device: there is none where a
     # program is compiled for a described machine, and inside a trace they could not be kept.
     shards = {"head_shards": 1, "q_seq_shards": 1}
-    table, function = info.process_mask(mask, (block, block), **shards)
-    table_dkv, _ = info.process_mask_dkv(mask, (block, block), **shards)
+    table, function = info.process_mask(mask, shape, **shards)
+    table_dkv, _ = info.process_mask_dkv(mask, shape, **shards)
     return splash.SplashAttentionKernel(
         table,
         table,

@@ -13,7 +13,7 @@ from maxlm.config.schema import ParallelConfig
 from maxlm.kernels.attention import attend
 from maxlm.kernels.attention.attend import AttentionSettings, attention
 from maxlm.kernels.attention.features import Hardware, hardware_of
-from maxlm.kernels.attention.splash import block_size, splash_attention
+from maxlm.kernels.attention.splash import Blocks, choose_blocks, splash_attention
 from maxlm.parallel.axes import partition_spec
 from maxlm.parallel.mesh import make_mesh
 from maxlm.plan.topology import parse_topology
@@ -43,11 +43,12 @@ def test_sinks_and_values_of_another_width_equal_the_reference(width, values):
     assert_equal_with_gradients(function, batch, window=30)
 
 
-def test_several_blocks_equal_the_reference_in_bfloat16():
-    query, key, value, segments = packed_batch(length=384, width=128, rows=[[130, 200, 54]])
+@pytest.mark.parametrize("at_once", [128, 256])
+def test_several_blocks_equal_the_reference_in_bfloat16(at_once):
+    query, key, value, segments = packed_batch(length=768, width=128, rows=[[130, 200, 438]])
     narrow = [x.astype(jnp.bfloat16) for x in (query, key, value)]
-    assert block_size(384, None, 256) == 128
-    assert_equal_with_gradients(interpreted, (*narrow, segments), tolerance=0.02)
+    function = partial(interpreted, blocks=Blocks(256, at_once))
+    assert_equal_with_gradients(function, (*narrow, segments), tolerance=0.02)
 
 
 def test_on_a_mesh_each_device_runs_it_on_its_rows_and_heads(monkeypatch):
@@ -66,9 +67,13 @@ def test_on_a_mesh_each_device_runs_it_on_its_rows_and_heads(monkeypatch):
 
 
 def test_blocks_follow_length_window_and_width():
-    assert [block_size(n, None, 256) for n in (128, 384, 1536, 4096)] == [128, 128, 512, 1024]
-    assert block_size(4096, 512, 256) == 512 and block_size(4096, 4096, 256) == 1024
-    assert block_size(4096, None, 1024) == 512
+    sizes = [choose_blocks(n, None, 256).size for n in (128, 384, 1536, 4096)]
+    assert sizes == [128, 128, 512, 1024]
+    assert choose_blocks(4096, 512, 256).size == 512
+    assert choose_blocks(4096, 4096, 256).size == 1024
+    assert choose_blocks(4096, None, 1024).size == 512
+    assert choose_blocks(4096, None, 256) == Blocks(1024, at_once=512)
+    assert choose_blocks(384, None, 256) == Blocks(128, at_once=128)
 
 
 @pytest.mark.slow
