@@ -16,17 +16,14 @@ from maxlm.kernels.attention.features import AttentionCall, Hardware
 from maxlm.kernels.attention.splash import choose_blocks
 from maxlm.plan.job import Job
 
-# Scheduled bundles (one a cycle) of a block of 1024 queries and keys of a head of 128, on one
-# TensorCore: 7.62M, 7.38M and 9.72M for the 36 causal blocks of 32 heads × 8192 tokens in forward, dq
-# and dkv (libtpu 0.0.52, v5p; v5e's TensorCore has the same matrix units).
-_HEAD_BLOCKS = 32 * 36
-FORWARD, DQ, DKV = (7.62e6 / _HEAD_BLOCKS, 7.38e6 / _HEAD_BLOCKS, 9.72e6 / _HEAD_BLOCKS)
-# Blocks of 512 reach 0.44/0.76/0.78 of the ideal where those of 1024 reach 0.62/0.96/0.97
-# (maxlm/kernels/attention/splash.py). Smaller ones are taken to lose as much again with each halving.
-_HALVED = (0.62 / 0.44, 0.96 / 0.76, 0.97 / 0.78)
-# Matrix units of a core: v6e and TPU7x have 256 × 256, of which a head of 128 fills half a side, so
-# that they do twice the scores of v5p a cycle; not measured.
-_SCORES_PER_CYCLE = {"v6e": 2.0, "tpu7x": 2.0}
+# Cycles of a block of 1024 queries and keys of a head of 128 on one TensorCore, forward and backward (the
+# kernels of both gradients): scheduled bundles, one a cycle, by libtpu 0.0.52 (docs/kernels.md).
+BLOCK_CYCLES = {"v5e": (5_920, 14_560), "v5p": (6_110, 14_890), "v6e": (4_570, 10_530)}
+# Not measured: v4 has v5p's matrix units, TPU7x those of v6e.
+BLOCK_CYCLES |= {"v4": BLOCK_CYCLES["v5p"], "tpu7x": BLOCK_CYCLES["v6e"]}
+# The same scores take so many times as long in blocks of 512 (v5p). Smaller ones are taken to lose as much
+# again with each halving.
+_HALVED = (1.41, 1.31)
 
 # Shares of the peak, of causal FLOPs: XLA's own blocks are bound by element-wise work on scores (not
 # measured on a TPU); FlashAttention-3 on H100 (arXiv:2407.08608, figures 5 and 6, causal, 8k and 16k
@@ -110,13 +107,13 @@ def _splash(job: Job, heads: float, seen: int) -> AttentionTime:
     # A head narrower than the matrix unit takes it whole.
     units = [max(1, -(-width // 128)) for width in (model.head_dim, value_dim(model))]
     wide = sum(units) / 2 * (itemsize / 2)
-    scale = (block / 1024) ** 2 * wide / _SCORES_PER_CYCLE.get(chip.name, 1.0)
+    scale = (block / 1024) ** 2 * wide
     halvings = (1024 // block).bit_length() - 1
-    forward, dq, dkv = (
+    forward, backward = (
         blocks * cycles * scale * slower**halvings / chip.cores / chip.clock
-        for cycles, slower in zip((FORWARD, DQ, DKV), _HALVED, strict=True)
+        for cycles, slower in zip(BLOCK_CYCLES[chip.name], _HALVED, strict=True)
     )
-    return AttentionTime(forward, dq + dkv, True)
+    return AttentionTime(forward, backward, True)
 
 
 def _blocks(count: int, seen: int, block: int) -> int:
