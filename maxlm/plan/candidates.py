@@ -19,6 +19,7 @@ from maxlm.config.schema import RunConfig
 from maxlm.errors import ConfigError, ParallelError
 from maxlm.plan.analytic import analytic_plan
 from maxlm.plan.habits import GATHER_OPTIONS, REDUCE_SCATTER_OPTION, VMEM_OPTION
+from maxlm.plan.job import job_of
 from maxlm.plan.result import Plan
 from maxlm.plan.topology import Topology
 
@@ -76,12 +77,14 @@ class Candidate:
         config: with these values.
         analytic: its plan by arithmetic.
         adds_options: whether it has compiler options that the config lacks.
+        is_given: whether it is the layout of the config itself.
     """
 
     settings: dict[str, Any]
     config: RunConfig
     analytic: Plan
     adds_options: bool = False
+    is_given: bool = False
 
     @property
     def seconds(self) -> float:
@@ -103,6 +106,8 @@ class Candidate:
         parts += [f"{k.split('.')[-1]} {v}" for k, v in self.settings.items() if k not in known]
         if self.adds_options:
             parts.append("compiler options")
+        if self.is_given:
+            parts.append("as given")
         return ", ".join(parts)
 
 
@@ -142,6 +147,7 @@ def find_candidates(
         ConfigError: the config is wrong whatever the layout.
     """
     space, found, considered = space or Space(), [], 0
+    given = _given(config, topology, vocab_size)
     for settings in _settings(config, topology, space):
         considered += 1
         varied = with_settings(config, settings)
@@ -150,7 +156,7 @@ def find_candidates(
         except ParallelError:
             continue
         adds = varied.parallel.compiler_options != config.parallel.compiler_options
-        found.append(Candidate(settings, varied, plan, adds))
+        found.append(Candidate(settings, varied, plan, adds, is_given=varied == given))
     fitting = [c for c in found if _may_fit(c.analytic)]
     return Candidates(
         fitting=sorted(fitting, key=lambda c: c.seconds),
@@ -158,6 +164,22 @@ def find_candidates(
         divided=len(found),
         smallest=min(found, key=lambda c: _total(c.analytic), default=None),
     )
+
+
+def _given(config: RunConfig, topology: Topology, vocab_size: int | None) -> RunConfig | None:
+    """The config with the layout that it has on a topology; None: it does not divide."""
+    try:
+        job = job_of(config, topology, vocab_size=vocab_size)
+    except ParallelError:
+        return None
+    parallel = job.config.parallel
+    own = {
+        **{f"parallel.{axis}": size for axis, size in job.mesh.items()},
+        "parallel.rematerialization": parallel.rematerialization,
+        "parallel.pipeline_rounds": parallel.pipeline_rounds,
+        "train.accumulation": job.accumulation,
+    }
+    return with_settings(config, own)
 
 
 def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:

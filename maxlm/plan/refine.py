@@ -20,6 +20,8 @@ from maxlm.plan.result import Plan
 # axes. Where none of its axes' class was compiled, than arithmetic itself, or the best ratio of any: in
 # the table of a small job (docs/search.md) ratios of classes lie between 0.8 and 1.3.
 _SLACK = (0.95, 0.9, 0.8)
+# By how much less memory it may need than the best ratio of its class says.
+_SLACK_OF_MEMORY = (0.98, 0.95, 0.9)
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Outlook:
     Attributes:
         seconds: of a step.
         bound: seconds that it is not expected to beat.
-        bytes: of memory at the peak.
+        bytes: of memory at the peak, at least.
     """
 
     seconds: float
@@ -61,10 +63,12 @@ class Corrections:
         if ratios and level == len(_SLACK) - 1:
             least = min(least, 1.0)
         least *= _SLACK[level]
-        memory, _ = _of_class(candidate, self._bytes)
+        memory, level = _of_class(candidate, self._bytes)
         assert candidate.analytic.memory
-        total = candidate.analytic.memory.total * (_mean(memory) if memory else 1.0)
-        return Outlook(candidate.seconds * typical, candidate.seconds * least, total)
+        needed = (
+            candidate.analytic.memory.total * min(memory, default=1.0) * _SLACK_OF_MEMORY[level]
+        )
+        return Outlook(candidate.seconds * typical, candidate.seconds * least, needed)
 
     def errors(self) -> dict[str, tuple[float, float, float]]:
         """Of seconds and bytes: mean ratio compiled ÷ arithmetic, and the least and largest."""

@@ -194,16 +194,16 @@ class _Search:
     def _may_beat(self, candidate: Candidate, limit: float) -> bool:
         outlook = self.corrections.outlook(candidate)
         assert candidate.analytic.memory
-        # A corrected estimate of memory is trusted to a tenth.
-        return outlook.bound < limit and outlook.bytes < 1.1 * candidate.analytic.memory.capacity
+        return outlook.bound < limit and outlook.bytes < candidate.analytic.memory.capacity
 
     def _next(self, left: list[Candidate]) -> Candidate:
-        """The best outlook; beside one that compiles, first of a mesh that none compiles for."""
+        """The layout as given, then the best outlook; beside one that compiles, first of another mesh."""
         meshes = [str(c.analytic.mesh) for c in self.running.values()]
 
-        def order(candidate: Candidate) -> tuple[bool, float]:
+        def order(candidate: Candidate) -> tuple[bool, bool, float]:
             outlook = self.corrections.outlook(candidate)
-            return str(candidate.analytic.mesh) in meshes, outlook.seconds
+            taken = str(candidate.analytic.mesh) in meshes
+            return not candidate.is_given, taken, outlook.seconds
 
         return min(left, key=order)
 

@@ -31,6 +31,8 @@ def search_table(result: SearchResult) -> str:
         f"may fit, {found.divided} that divide, {found.considered} considered: {result.ended}"
     )
     text += [f"compiled ÷ arithmetic: {line}" for line in _errors(result)]
+    if gain := _gain(result):
+        text.append(gain)
     return "\n".join(line.rstrip() for line in text)
 
 
@@ -109,6 +111,16 @@ def _errors(result: SearchResult) -> list[str]:
     ]
 
 
+def _gain(result: SearchResult) -> str:
+    """The best against the layout as given; empty where one of them does not fit."""
+    given = next((row.seconds for row in result.rows if row.candidate.is_given), None)
+    if result.best is None or not result.best.seconds or not given:
+        return ""
+    if result.best.candidate.is_given:
+        return "the layout as given is the best of them"
+    return f"a step of the best takes {result.best.seconds / given:.1%} of the given layout's"
+
+
 def _comments(result: SearchResult, best: Row, command: str) -> list[str]:
     plan = best.compiled
     assert plan and plan.time and plan.memory
@@ -125,4 +137,6 @@ def _comments(result: SearchResult, best: Row, command: str) -> list[str]:
         f"Searched {datetime.date.today().isoformat()}; {result.ended}.",
     ]
     lines += [f"Compiled ÷ arithmetic: {line}." for line in _errors(result)]
+    if gain := _gain(result):
+        lines.append(f"{gain[0].upper()}{gain[1:]}.")
     return [*lines, f"Again: {command}"] if command else lines

@@ -70,6 +70,37 @@ def test_all_six_axes_are_tried_where_the_model_has_them():
     assert "expert" in tried(found)
 
 
+@pytest.mark.parametrize(
+    ("options", "mesh", "policy"),
+    [
+        ([], {"fsdp": 8}, "full"),  # as hardware/v5e has it
+        (["parallel.fsdp=2", "parallel.replica=-1"], {"replica": 4, "fsdp": 2}, "full"),
+        (
+            ["parallel.rematerialization=attention", "train.accumulation=2"],
+            {"fsdp": 8},
+            "attention",
+        ),
+    ],
+)
+def test_the_configs_own_layout_is_one_of_them(options, mesh, policy):
+    (given,) = [c for c in small(options).fitting if c.is_given]
+    assert given.analytic.mesh == mesh
+    assert given.settings["parallel.rematerialization"] == policy
+    assert not given.adds_options
+    assert given.label.endswith("as given")
+
+
+@pytest.mark.parametrize("option", ["parallel.fsdp=3", "parallel.rematerialization=offload_inputs"])
+def test_none_is_where_the_configs_own_does_not_divide_or_is_not_searched(option):
+    assert not any(c.is_given for c in small([option]).fitting)
+
+
+def test_of_varied_values_the_configs_own_is_the_given_one():
+    found = small(["train.loss_chunk=1024"], vary={"train.loss_chunk": [512, 1024]})
+    (given,) = [c for c in found.fitting if c.is_given]
+    assert given.settings["train.loss_chunk"] == 1024
+
+
 def test_the_fastest_by_arithmetic_comes_first():
     seconds = [candidate.seconds for candidate in small().fitting]
     assert seconds == sorted(seconds)

@@ -98,6 +98,15 @@ def test_the_best_of_an_exhaustive_compile_is_found_with_a_part_of_it():
     assert "no other layout" in result.ended
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_layout_as_given_is_compiled_first(workers):
+    compiler = Compiler()
+    result = search(CANDIDATES, compiler, workers=workers)
+    assert compiler.calls[0].endswith("as given")
+    (given,) = [row for row in result.rows if row.candidate.is_given]
+    assert result.best.seconds <= given.seconds
+
+
 def test_several_at_once_find_the_same():
     alone, together = (search(CANDIDATES, Compiler(), workers=n).best for n in (1, 3))
     assert together.seconds == pytest.approx(alone.seconds, rel=0.03)
@@ -178,6 +187,18 @@ def test_a_ratio_is_carried_to_the_same_mesh_first():
     assert outlook.bound < outlook.seconds
 
 
+def test_memory_is_expected_of_what_was_seen_of_the_same_mesh():
+    first = CANDIDATES.fitting[0]
+    memory = first.analytic.memory
+    corrections = Corrections()
+    assert corrections.outlook(first).bytes == pytest.approx(0.9 * memory.total)
+    larger = dataclasses.replace(memory, temporaries=memory.temporaries + 0.3 * memory.total)
+    corrections.add(first, dataclasses.replace(first.analytic, memory=larger))
+    ratio = larger.total / memory.total
+    assert ratio > 1.2
+    assert corrections.outlook(first).bytes == pytest.approx(0.98 * ratio * memory.total)
+
+
 def test_the_winning_config_loads_as_what_was_measured(tmp_path):
     result = search(CANDIDATES, Compiler(), workers=1)
     path = tmp_path / "winner.yaml"
@@ -194,7 +215,17 @@ def test_the_table_marks_the_best_and_says_how_far_arithmetic_was():
     assert lines[1].startswith("→")
     assert result.best.candidate.label in lines[1]
     assert any(line.startswith("compiled ÷ arithmetic: step time 1.") for line in lines)
-    assert len(lines) == 1 + len(result.rows) + 3
+    assert len(lines) == 1 + len(result.rows) + 3  # the layout as given, fsdp 8, failed
+
+
+def test_the_best_is_held_against_the_layout_as_given():
+    result = search(CANDIDATES, Compiler(), workers=1)
+    (given,) = [row for row in result.rows if row.candidate.is_given]
+    share = f"{result.best.seconds / given.seconds:.1%}"
+    assert search_table(result).endswith(f"the best takes {share} of the given layout's")
+    assert f"# A step of the best takes {share} of" in winning_yaml(result, ["x"], [])
+    alone = dataclasses.replace(result, rows=[given])
+    assert "the layout as given is the best" in search_table(alone)
 
 
 def test_progress_tells_what_is_done_and_what_is_left():
