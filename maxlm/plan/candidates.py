@@ -45,7 +45,7 @@ _BY_SPARSE_CORE: dict[str, int | bool] = dict.fromkeys(
 OPTIONS: dict[str, dict[str, int | bool]] = {
     "v5e": _LARGE_TILES,
     "v5p": _LARGE_TILES | _BY_SPARSE_CORE,
-    "v6e": _LARGE_TILES | {n: v for n, v in _BY_SPARSE_CORE.items() if "3d" not in n},
+    "v6e": {VMEM_OPTION: 98304} | {n: v for n, v in _BY_SPARSE_CORE.items() if "3d" not in n},
 }
 
 
