@@ -31,7 +31,7 @@ POLICIES = (
     Rematerialization.ATTENTION,
     Rematerialization.FULL,
 )
-ACCUMULATIONS = (1, 2, 4, 8)
+ACCUMULATIONS = (1, 2, 4, 8, 16)
 ROUNDS = (1, 2)
 # By arithmetic memory is known to about 15% beyond the state (docs/search.md): so much over is still tried.
 MEMORY_MARGIN = 1.2
