@@ -234,11 +234,13 @@ def _settings(config: RunConfig, topology: Topology, space: Space) -> Iterator[d
     }
     variants = _option_variants(topology.chip.name, options)
     keys, values = list(space.vary), list(space.vary.values())
+    batches = [config.data.batch_size, *(phase.batch_size for phase in config.data.phases)]
+    accumulations = [n for n in space.accumulations if not any((b or 0) % n for b in batches)]
     for mesh in mesh_shapes(topology.num_devices, space.axes, most):
         if mesh["replica"] % topology.slices:
             continue
         for policy, accumulation, rounds, chosen in itertools.product(
-            space.policies, space.accumulations, space.rounds, variants
+            space.policies, accumulations, space.rounds, variants
         ):
             if rounds > 1 and mesh["stage"] == 1:
                 continue

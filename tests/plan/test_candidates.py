@@ -101,6 +101,11 @@ def test_of_varied_values_the_configs_own_is_the_given_one():
     assert given.settings["train.loss_chunk"] == 1024
 
 
+def test_micro_batches_that_a_batch_does_not_divide_into_are_left_out():
+    found = small(["data.batch_size=24"], accumulations=(1, 3, 5, 16))
+    assert {c.settings["train.accumulation"] for c in found.fitting} == {1, 3}
+
+
 def test_the_fastest_by_arithmetic_comes_first():
     seconds = [candidate.seconds for candidate in small().fitting]
     assert seconds == sorted(seconds)
