@@ -6,8 +6,8 @@
 
 The program, compiled ahead of time, is a gradient step of scanned gated MLPs whose weights lie over all
 chips of the slice, 4096 tokens a chip. Each line says what the planner reads of it (`maxlm/plan/reading.py`):
-cycles of compute, bytes of temporaries, and what each kind of collective sends. The first line is
-without options. `--width 256 --mlp 512` takes seconds.
+cycles of compute, bytes of temporaries, what each kind of collective sends, and CPU-seconds of the compile. The first
+line is without options. `--width 256 --mlp 512` takes seconds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from collections import defaultdict
 from typing import Any
 
@@ -44,7 +45,9 @@ def main() -> None:
     lowered = lowered_step(arguments.topology, arguments.width, arguments.mlp, arguments.layers)
     for text in ["", *arguments.options]:
         options = dict(part.split("=", 1) for part in text.split(",") if part)
+        began = time.process_time()
         compiled = lowered.compile(compiler_options=options)
+        spent = time.process_time() - began
         chip = parse_topology(arguments.topology).chip
         assert chip.clock
         reading = read_program(compiled.as_text(), chip=chip)
@@ -55,6 +58,7 @@ def main() -> None:
             "matmul_megacycles": round(reading.time.matmuls * chip.clock / 1e6, 3),
             "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
             "wire_megabytes": wire_megabytes(reading),
+            "compile_cpu_seconds": round(spent, 1),
         }
         print(json.dumps(record), flush=True)
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from maxlm.config.choices import Rematerialization
+from maxlm.config.load import load_config
 from maxlm.config.mesh_axes import MESH_AXES, product_of
 from maxlm.config.schema import RunConfig
 from maxlm.errors import ConfigError, ParallelError
+from maxlm.parallel.chips import Chip
 from maxlm.plan.analytic import analytic_plan
-from maxlm.plan.habits import GATHER_OPTIONS, REDUCE_SCATTER_OPTION, VMEM_OPTION
 from maxlm.plan.job import job_of
 from maxlm.plan.result import Plan
 from maxlm.plan.topology import Topology
@@ -35,18 +36,6 @@ ACCUMULATIONS = (1, 2, 4, 8, 16)
 ROUNDS = (1, 2)
 # By arithmetic memory is known to about 15% beyond the state (docs/search.md): so much over is still tried.
 MEMORY_MARGIN = 1.2
-
-# Options of the TPU compiler with which a search tries every layout, besides the config's own: those of
-# the hardware presets, which say what they do.
-_LARGE_TILES: dict[str, int | bool] = {VMEM_OPTION: 65536}
-_BY_SPARSE_CORE: dict[str, int | bool] = dict.fromkeys(
-    (REDUCE_SCATTER_OPTION, *GATHER_OPTIONS), True
-)
-OPTIONS: dict[str, dict[str, int | bool]] = {
-    "v5e": _LARGE_TILES,
-    "v5p": _LARGE_TILES | _BY_SPARSE_CORE,
-    "v6e": {VMEM_OPTION: 98304} | {n: v for n, v in _BY_SPARSE_CORE.items() if "3d" not in n},
-}
 
 
 @dataclass(frozen=True)
@@ -232,7 +221,7 @@ def _settings(config: RunConfig, topology: Topology, space: Space) -> Iterator[d
         "context": config.data.length,
         "tensor": model.num_kv_heads or model.num_heads,
     }
-    variants = _option_variants(topology.chip.name, options)
+    variants = _option_variants(topology.chip, options)
     keys, values = list(space.vary), list(space.vary.values())
     batches = [config.data.batch_size, *(phase.batch_size for phase in config.data.phases)]
     accumulations = [n for n in space.accumulations if not any((b or 0) % n for b in batches)]
@@ -258,10 +247,12 @@ def _settings(config: RunConfig, topology: Topology, space: Space) -> Iterator[d
                 }
 
 
-def _option_variants(chip: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The config's compiler options, and with those that are tried besides."""
+def _option_variants(chip: Chip, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The config's compiler options, and with those of the chip's preset, which says what they do."""
     own = dict(options)
-    more = OPTIONS.get(chip, {}) | own
+    if chip.platform != "tpu":
+        return [own]
+    more = load_config([f"hardware/{chip.name}"], []).parallel.compiler_options | own
     return [own] if more == own else [own, more]
 
 
