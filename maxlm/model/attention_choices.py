@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from maxlm.config.choices import AttentionKernel, ContextAttention
-from maxlm.config.head_widths import value_dim
-from maxlm.config.schema import AttentionSpan, ModelConfig
+from maxlm.config.schema import ModelConfig
 from maxlm.errors import ParallelError
+from maxlm.kernels.attention.calls import attention_call
 from maxlm.kernels.attention.choose import choose
-from maxlm.kernels.attention.features import AttentionCall, hardware_of
+from maxlm.kernels.attention.features import hardware_of
 from maxlm.kernels.context.ulysses import heads_between
 from maxlm.model.decoder import Execution
 from maxlm.parallel.axes import LENGTH_AXES, TABLE, shard_count
@@ -31,29 +31,19 @@ def attention_choices(
     Raises:
         ParallelError: the config forces an implementation that cannot do this.
     """
-    assert config.num_kv_heads and config.head_dim
-    num_heads, num_kv_heads = config.num_heads, config.num_kv_heads
+    assert config.num_kv_heads
+    heads = config.num_heads, config.num_kv_heads
     shards = shard_count(mesh, LENGTH_AXES)
     if shards > 1:
         if execution.context_attention is not ContextAttention.ULYSSES:
             _refuse_forced(execution, shards)
             return {}
         tensor = shard_count(mesh, TABLE["heads"])
-        num_heads, num_kv_heads = heads_between(num_heads // tensor, num_kv_heads // tensor, shards)
+        heads = heads_between(heads[0] // tensor, heads[1] // tensor, shards)
     hardware = execution.hardware or hardware_of(mesh.devices.flat[0])
-    choices = {}
+    dtype, choices = jnp.dtype(execution.compute_dtype).name, {}
     for span in dict.fromkeys(config.attention_pattern):
-        call = AttentionCall(
-            length=length,
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=config.head_dim,
-            dtype=jnp.dtype(execution.compute_dtype).name,
-            window=config.attention_window if span is AttentionSpan.LOCAL else None,
-            logit_cap=config.attention_logit_cap,
-            value_dim=value_dim(config),
-            sinks=config.attention_sinks,
-        )
+        call = attention_call(config, span, length=length, heads=heads, dtype=dtype)
         choices[span.value] = str(choose(call, hardware, execution.attention))
     return choices
 

@@ -62,6 +62,10 @@ def step_time(job: Job, parts: list[Part], collectives: list[Collective]) -> Ste
 
     blocking = sum(c.seconds for c in collectives if not c.is_overlapped)
     overlapped = sum(c.seconds for c in collectives if c.is_overlapped)
+    # Keys and values travel beside attention alone, parameters and their gradients beside all of a layer.
+    turning = [c for c in collectives if c.is_overlapped and c.kind == "collective-permute"]
+    ring = sum(c.seconds for c in turning)
+    attention = sum(part.seconds for part in parts if part.name.startswith("attention ("))
     layers = sum(part.seconds for part in parts if part.name.endswith("layers)"))
     return StepTime(
         matmuls=of_kind("matmul"),
@@ -69,7 +73,7 @@ def step_time(job: Job, parts: list[Part], collectives: list[Collective]) -> Ste
         kernels=of_kind("kernel"),
         blocking=blocking,
         overlapped=overlapped,
-        exposed=max(0.0, overlapped - layers),
+        exposed=max(0.0, ring - attention) + max(0.0, overlapped - ring - layers),
         bubble=layers * (1 - 1 / job.idle),
     )
 

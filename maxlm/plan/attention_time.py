@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maxlm.config.choices import AttentionKernel, ContextAttention
+from maxlm.config.choices import AttentionKernel, AttentionSpan, ContextAttention
 from maxlm.config.head_widths import value_dim
+from maxlm.kernels.attention.calls import attention_call
 from maxlm.kernels.attention.choose import choose
-from maxlm.kernels.attention.features import AttentionCall, Hardware
 from maxlm.kernels.attention.splash import choose_blocks
 from maxlm.plan.job import Job
 
@@ -25,9 +25,13 @@ BLOCK_CYCLES |= {"v4": BLOCK_CYCLES["v5p"], "tpu7x": BLOCK_CYCLES["v6e"]}
 # again with each halving.
 _HALVED = (1.41, 1.31)
 
-# Shares of the peak, of causal FLOPs: XLA's own blocks are bound by element-wise work on scores (not
-# measured on a TPU); FlashAttention-3 on H100 (arXiv:2407.08608, figures 5 and 6, causal, 8k and 16k
-# tokens, head_dim 128: about 600 TFLOP/s forward and 500 backward of 989), which cuDNN comes near.
+# Cycles of a TensorCore for a score of a query and a key, in XLA's own blocks, forward and backward: bound by
+# element-wise work on scores. Two small programs (libtpu 0.0.52, heads of 128): on v5e 0.051 to 0.065 and 0.075
+# to 0.088, on v6e 0.062 and 0.070.
+_SCORE_CYCLES = (0.06, 0.08)
+# Shares of the peak on GPUs, of causal FLOPs. XLA's blocks: not measured. cuDNN: FlashAttention-3 on H100
+# (arXiv:2407.08608, figures 5 and 6, causal, 8k and 16k tokens, head_dim 128: about 600 TFLOP/s forward and
+# 500 backward of 989), which cuDNN's attention comes near.
 _XLA = (0.25, 0.25)
 _CUDNN = (0.6, 0.5)
 
@@ -62,9 +66,13 @@ def attention_time(job: Job, seen: int) -> AttentionTime:
     kernel = _kernel(job, seen) if own else AttentionKernel.CHUNKED
     if kernel is AttentionKernel.SPLASH:
         return _splash(job, heads / context, seen)
+    pairs = job.rows * _pairs(job.length, seen) / context
+    if job.chip.clock is not None:
+        scores = pairs * heads / job.chip.cores / job.chip.clock
+        forward, backward = (scores * cycles for cycles in _SCORE_CYCLES)
+        return AttentionTime(forward, backward, False)
     # 2 FLOPs for a query, a key and a width of the head: forward 1 matmul of the keys' and 1 of the
     # values' width, backward 3 and 2.
-    pairs = job.rows * _pairs(job.length, seen) / context
     keys, values = (2.0 * pairs * heads * width for width in (model.head_dim, value_dim(model)))
     forward, backward = _CUDNN if kernel is AttentionKernel.CUDNN else _XLA
     peak = job.chip.peak
@@ -81,20 +89,10 @@ def _pairs(length: int, seen: int) -> float:
 def _kernel(job: Job, seen: int) -> AttentionKernel:
     model, precision = job.model, job.config.train.precision
     assert model.num_kv_heads and model.head_dim and precision
-    call = AttentionCall(
-        length=job.length,
-        num_heads=model.num_heads,
-        num_kv_heads=model.num_kv_heads,
-        head_dim=model.head_dim,
-        dtype=precision.value,
-        window=seen if seen < job.length else None,
-        logit_cap=model.attention_logit_cap,
-        value_dim=value_dim(model),
-        sinks=model.attention_sinks,
-    )
-    # Every GPU of the table is of Ampere or later, which cuDNN's attention takes.
-    hardware = Hardware(job.chip.platform, job.chip.device_kind, compute_capability=9.0)
-    return choose(call, hardware, job.config.parallel.attention).kernel
+    span = AttentionSpan.LOCAL if seen < job.length else AttentionSpan.GLOBAL
+    heads = model.num_heads, model.num_kv_heads
+    call = attention_call(model, span, length=job.length, heads=heads, dtype=precision.value)
+    return choose(call, job.hardware, job.config.parallel.attention).kernel
 
 
 def _splash(job: Job, heads: float, seen: int) -> AttentionTime:

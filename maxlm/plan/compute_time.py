@@ -15,7 +15,7 @@ from maxlm.config.choices import OptimizerKind
 from maxlm.config.expert_layers import Layer, layers_of
 from maxlm.model.decoder import padded_vocab
 from maxlm.plan.attention_time import attention_time
-from maxlm.plan.habits import ELEMENTWISE_BYTES_PER_CYCLE, ELEMENTWISE_GPU, habits_of
+from maxlm.plan.habits import ELEMENTWISE_BYTES_PER_CYCLE, ELEMENTWISE_GPU, GROUPED_TPU, habits_of
 from maxlm.plan.job import Job
 from maxlm.plan.layer_work import LayerWork, Matmul, itemsize, layer_work
 from maxlm.plan.state_bytes import definition, shards_of, state_bytes
@@ -64,7 +64,8 @@ def _of_layer(job: Job, layer: Layer, times: float) -> list[Part]:
         passes = 3 + (matmul in work.repeated)
         seconds = matmul_seconds(job, matmul) * passes * scale * slowdown
         name = matmul.name.replace("_", " ")
-        parts.append(Part(f"{name} ({label} layers)", "matmul", seconds, runs * passes))
+        made_by = "kernel" if _in_kernel(job, matmul) else "matmul"
+        parts.append(Part(f"{name} ({label} layers)", made_by, seconds, runs * passes))
     seconds = (attention.forward * again + attention.backward) * scale
     parts.append(Part(f"attention ({label} layers)", kind, seconds, runs * (again + 1)))
     seconds = elementwise_seconds(job, _elementwise_bytes(work)) * scale * slowdown
@@ -74,7 +75,13 @@ def _of_layer(job: Job, layer: Layer, times: float) -> list[Part]:
 
 def matmul_seconds(job: Job, matmul: Matmul) -> float:
     """One pass of a matmul on a device."""
-    return _seconds(job, matmul.rows, matmul.inputs, matmul.outputs)
+    seconds = _seconds(job, matmul.rows, matmul.inputs, matmul.outputs)
+    return seconds * habits_of(job).matmul / GROUPED_TPU if _in_kernel(job, matmul) else seconds
+
+
+def _in_kernel(job: Job, matmul: Matmul) -> bool:
+    """Whether a kernel outside of XLA multiplies."""
+    return matmul.grouped and job.chip.platform == "tpu"
 
 
 def elementwise_seconds(job: Job, moved: float) -> float:
@@ -82,7 +89,7 @@ def elementwise_seconds(job: Job, moved: float) -> float:
     chip = job.chip
     if chip.clock is None:
         return moved / (chip.memory_bandwidth * ELEMENTWISE_GPU)
-    counted = ELEMENTWISE_BYTES_PER_CYCLE * chip.cores * chip.clock
+    counted = ELEMENTWISE_BYTES_PER_CYCLE[chip.name] * chip.cores * chip.clock
     return moved / min(counted, chip.memory_bandwidth)
 
 
@@ -106,13 +113,14 @@ def _elementwise_bytes(work: LayerWork) -> float:
     """Norms, rotations, sums and activations of a layer, forward and backward.
 
     14 times the residual width, 8 times the queries' and 5 times the MLP's, with which
-    `ELEMENTWISE_BYTES_PER_CYCLE` was found; what is computed again adds a quarter, and what is kept
-    once more.
+    `ELEMENTWISE_BYTES_PER_CYCLE` was found, and 29 times the rows of experts; what is computed again adds a
+    quarter, and what is kept once more.
     """
     widths = work.widths
     hidden = max(widths["mlp_up"], widths.get("mlp_gate", 0.0))
-    rows = widths.get("expert_rows", 0.0)  # sorted, spread and collected again
-    elements = 14 * widths["block_input"] + 8 * widths["query"] + 5 * hidden + 8 * rows
+    # Sorted, spread and collected again; how often was found in qwen3-30b-a3b on v5p (libtpu 0.0.52).
+    rows = widths.get("expert_rows", 0.0)
+    elements = 14 * widths["block_input"] + 8 * widths["query"] + 5 * hidden + 29 * rows
     again = 1.25 if work.repeated else 1.0
     return elements * work.itemsize * again + work.kept_bytes
 

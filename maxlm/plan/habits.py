@@ -11,16 +11,27 @@ from maxlm.plan.job import Job
 from maxlm.plan.links import torus_links
 
 # By libtpu 0.0.52 the cycles of large matmuls (4096 × 14336 × 16384 on v5p, 4096 × 11008 × 4096 on v5e) are 0.97
-# and 0.98 of the ideal with xla_tpu_scoped_vmem_limit_kib=65536; without it 0.88 to 0.90.
+# and 0.98 of the ideal with xla_tpu_scoped_vmem_limit_kib=65536; without it 0.88 to 0.90. On v6e those of
+# llama3-8b's and 70b's steps are 0.84 and 0.85 of it (98304), 12% more cycles without.
 MATMUL_TPU = 0.98
 MATMUL_TPU_NARROW = 0.89
+MATMUL_V6E = 0.85
+MATMUL_V6E_NARROW = 0.75
 VMEM_OPTION = "xla_tpu_scoped_vmem_limit_kib"
+# Grouped matmuls of experts, in their kernel: qwen3-30b-a3b on v5p, 64 rows an expert on average.
+GROUPED_TPU = 0.55
 # Large bfloat16 matmuls of cuBLAS on H100 (about 700 of 989 TFLOP/s under its power limit; NVIDIA's and
 # others' published figures). Not measured here.
 MATMUL_GPU = 0.70
 # Bytes that the TPU compiler counts for element-wise fusions, a cycle and TensorCore, as `compute_time`
-# counts them: fitted to steps of llama3-8b on v5p and llama2-7b on v5e (libtpu 0.0.52).
-ELEMENTWISE_BYTES_PER_CYCLE = 180.0
+# counts them, on average over shipped runs (libtpu 0.0.52): four on v5p (164 to 221), three on v5e (107 to
+# 164) and two on v6e (286 and 300).
+ELEMENTWISE_BYTES_PER_CYCLE = {"v5p": 180.0, "v5e": 130.0, "v6e": 290.0}
+# Not measured: v4 has v5p's cores, TPU7x those of v6e.
+ELEMENTWISE_BYTES_PER_CYCLE |= {
+    "v4": ELEMENTWISE_BYTES_PER_CYCLE["v5p"],
+    "tpu7x": ELEMENTWISE_BYTES_PER_CYCLE["v6e"],
+}
 # Of memory bandwidth that element-wise kernels reach on a GPU. Not measured here.
 ELEMENTWISE_GPU = 0.8
 _OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_"
@@ -79,8 +90,11 @@ def habits_of(job: Job) -> Habits:
     whole = links == job.chip.torus_axes and group > _LARGEST_SCATTERED
     by_core = name == "tpu7x" or bool(options.get(REDUCE_SCATTER_OPTION))
     gathers = GATHER_OPTIONS[: max(1, links)]
+    wide, narrow = (
+        (MATMUL_V6E, MATMUL_V6E_NARROW) if name == "v6e" else (MATMUL_TPU, MATMUL_TPU_NARROW)
+    )
     return Habits(
-        matmul=MATMUL_TPU if VMEM_OPTION in options else MATMUL_TPU_NARROW,
+        matmul=wide if VMEM_OPTION in options else narrow,
         slowdown=slowdown,
         gathers_overlap=name in ("v5e", "tpu7x") or all(options.get(o) for o in gathers),
         reduce_scatters=windowed or not whole,

@@ -19,6 +19,7 @@ from maxlm.config.derive_model import largest_step, row_lengths
 from maxlm.config.mesh_axes import DATA_AXES, MESH_AXES, ROW_AXES, product_of
 from maxlm.config.schema import ModelConfig, ParallelConfig, RunConfig
 from maxlm.errors import ParallelError
+from maxlm.kernels.attention.features import Hardware
 from maxlm.kernels.context.choose import choose_context_attention
 from maxlm.kernels.experts.dispatch import rows_travel
 from maxlm.parallel.chips import Chip
@@ -126,8 +127,21 @@ class Job:
     @cached_property
     def context_method(self) -> ContextAttention:
         """How attention works where rows lie over several devices, as a run chooses it."""
-        asked, lengths = self.config.parallel.context_attention, row_lengths(self.config)
-        return choose_context_attention(asked, self.model, self.abstract_mesh, lengths).method
+        assert self.config.train.precision
+        return choose_context_attention(
+            self.config.parallel.context_attention,
+            self.model,
+            self.abstract_mesh,
+            row_lengths(self.config),
+            hardware=self.hardware,
+            dtype=self.config.train.precision.value,
+        ).method
+
+    @property
+    def hardware(self) -> Hardware:
+        """As kernels ask for it."""
+        # Every GPU of the table is of Ampere or later, which cuDNN's attention takes.
+        return Hardware(self.chip.platform, self.chip.device_kind, compute_capability=9.0)
 
     @property
     def rows_travel(self) -> bool:

@@ -40,6 +40,7 @@ class Matmul:
         inputs: width that it contracts, on the device.
         outputs: width of its result, on the device.
         needed: whether the backward pass reads the result, so that it runs again if it is not kept.
+        grouped: whether every expert multiplies rows of its own, in a kernel on TPUs.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Matmul:
     inputs: float
     outputs: float
     needed: bool = True
+    grouped: bool = False
 
     @property
     def flops(self) -> float:
@@ -182,7 +184,7 @@ def _mlp(
     width = model.expert_mlp_dim / tensor
     visits = tokens * model.experts_per_token  # on average: as many come as go
     matmuls = [Matmul("router_logits", tokens, embed, model.num_experts)]
-    matmuls += _projections(visits, embed, width, gated, True)
+    matmuls += _projections(visits, embed, width, gated, True, grouped=True)
     # Buffers hold the worst case: every token of the axis visits experts of this device.
     expert = job.mesh["expert"]
     most = min(model.experts_per_token, model.num_experts // expert)
@@ -202,10 +204,12 @@ def _mlp(
     return matmuls, widths, hidden
 
 
-def _projections(rows: float, embed: float, width: float, gated: bool, post: bool) -> list[Matmul]:
-    up = [Matmul("mlp_gate", rows, embed, width)] if gated else []
-    up.append(Matmul("mlp_up", rows, embed, width))
-    return [*up, Matmul("mlp_projected", rows, width, embed, needed=post)]
+def _projections(
+    rows: float, embed: float, width: float, gated: bool, post: bool, *, grouped: bool = False
+) -> list[Matmul]:
+    up = [Matmul("mlp_gate", rows, embed, width, grouped=grouped)] if gated else []
+    up.append(Matmul("mlp_up", rows, embed, width, grouped=grouped))
+    return [*up, Matmul("mlp_projected", rows, width, embed, needed=post, grouped=grouped)]
 
 
 def _lanes(job: Job, head_dim: int) -> float:

@@ -2,7 +2,8 @@
 
 In: a `while` instruction and the scope that holds it; out: its trips. XLA writes `known_trip_count` on some;
 of the others the condition compares a counter of the state with a limit, and the body adds a step to
-it. A loop whose length depends on data has no trip count, and an error says so.
+it. A loop whose length depends on data has no trip count. Attention's over blocks of keys say how often they
+run on average (`EXPECTED_TURNS`); for any other an error says so.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from __future__ import annotations
 import re
 
 from maxlm.errors import PlanError
+from maxlm.kernels.attention.turns import EXPECTED_TURNS
 from maxlm.plan.constants import Scope
 from maxlm.plan.hlo import Computation, Instruction
 
+_EXPECTED = re.compile(EXPECTED_TURNS + r"(\d+(?:\.\d+)?)/while$")
 _TURNED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "NE": "NE", "EQ": "EQ"}
 
 
-def trip_count(loop: Instruction, scope: Scope) -> int:
-    """How often a loop's body runs.
+def trip_count(loop: Instruction, scope: Scope) -> float:
+    """How often a loop's body runs, on average where that depends on data.
 
     Args:
         loop: a `while` instruction.
@@ -26,6 +29,9 @@ def trip_count(loop: Instruction, scope: Scope) -> int:
     Raises:
         PlanError: the text does not say, because the length depends on data.
     """
+    expected = expected_trips(loop)
+    if expected is not None:
+        return expected
     stated = re.search(r'"?known_trip_count"?:\{"n":"(\d+)"', loop.attributes)
     if stated:
         return int(stated.group(1))
@@ -43,6 +49,12 @@ def trip_count(loop: Instruction, scope: Scope) -> int:
         )
     assert isinstance(found, int)
     return found
+
+
+def expected_trips(loop: Instruction) -> float | None:
+    """How often a loop over blocks of keys runs, as attention says; None: it is no such loop."""
+    found = _EXPECTED.search(loop.op_name or "")
+    return float(found.group(1)) if found else None
 
 
 def _counted(

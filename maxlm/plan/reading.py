@@ -27,7 +27,7 @@ from maxlm.plan.constants import Scope
 from maxlm.plan.hlo import Computation, Instruction, Program, parse_program
 from maxlm.plan.kernel_schedule import scheduled_seconds
 from maxlm.plan.kernels import KernelSeconds, KernelTime, is_kernel, kernel_call
-from maxlm.plan.loops import trip_count
+from maxlm.plan.loops import expected_trips, trip_count
 from maxlm.plan.moved_bytes import moved_bytes
 from maxlm.plan.result import Collective, Operation, StepTime
 
@@ -157,6 +157,7 @@ class _Reader:
         self.kernel_seconds = kernel_seconds
         self.kernels: dict[str, Counter[str]] = {}  # how → calls by name
         self.beside: Counter[str] = Counter()  # run on another core, not charged
+        self.averaged = False  # whether some loop's length depends on data
 
     def walk(self, scope: Scope, times: int) -> _Cost:
         """Cost of a computation that runs `times` times."""
@@ -178,10 +179,11 @@ class _Reader:
     def _add(self, cost: _Cost, instruction: Instruction, scope: Scope, times: int) -> None:
         opcode = instruction.opcode
         if opcode == "while":
-            trips = trip_count(instruction, scope)
+            trips = round(times * trip_count(instruction, scope))
+            self.averaged |= expected_trips(instruction) is not None
             body = self.program.computations[instruction.attribute("body") or ""]
             if trips:
-                cost.extend(self.walk(scope.of_loop(instruction, body), times * trips))
+                cost.extend(self.walk(scope.of_loop(instruction, body), trips))
         elif opcode == "conditional":
             branches = scope.branches(instruction)
             cost.extend(max((self.walk(b, times) for b in branches), key=_Cost.seconds))
@@ -283,6 +285,11 @@ def _notes(cost: _Cost, reader: _Reader) -> list[str]:
         notes.append(
             f"{sum(o.times for o in unknown)} operations without the compiler's estimate are charged by "
             f"their bytes over memory bandwidth: {sum(o.seconds for o in unknown):.4f} s"
+        )
+    if reader.averaged:
+        notes.append(
+            "attention's loops over blocks of keys skip what documents hide; they are counted as if each row were "
+            "one document"
         )
     for how, names in reader.kernels.items():
         calls = ", ".join(f"{count} × {name}" for name, count in names.items())

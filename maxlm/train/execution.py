@@ -38,10 +38,18 @@ def execution_of(
     """
     wide = config.train.precision is Precision.FLOAT64
     assert config.train.precision
+    # The mesh's devices, not this machine's: they may only be described.
+    hardware = hardware_of(mesh.devices.flat[0]) if mesh is not None else None
     method = ContextAttention.ALL_GATHER  # right on every mesh
-    if mesh is not None and mesh.shape["context"] > 1:
-        asked, lengths = config.parallel.context_attention, row_lengths(config)
-        method, reason = choose_context_attention(asked, config.model, mesh, lengths)
+    if mesh is not None and hardware is not None and mesh.shape["context"] > 1:
+        method, reason = choose_context_attention(
+            config.parallel.context_attention,
+            config.model,
+            mesh,
+            row_lengths(config),
+            hardware=hardware,
+            dtype=config.train.precision.value,
+        )
         message(f"attention over context {mesh.shape['context']}: {method} ({reason})")
     return Execution(
         compute_dtype=jnp.dtype(config.train.precision.value),
@@ -51,8 +59,7 @@ def execution_of(
         loss_chunk=config.train.loss_chunk,
         context_attention=method,
         attention=config.parallel.attention,
-        # The mesh's devices, not this machine's: they may only be described.
-        hardware=hardware_of(mesh.devices.flat[0]) if mesh is not None else None,
+        hardware=hardware,
         experts=_expert_kernels(config, mesh, message),
         stages=stages_of(config.parallel, mesh) if mesh is not None else None,
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from maxlm.config.expert_layers import layers_of
@@ -13,9 +16,12 @@ from maxlm.plan.attention_time import attention_time
 from maxlm.plan.job import job_of
 from maxlm.plan.layer_work import layer_work
 from maxlm.plan.links import bandwidth, torus_links
+from maxlm.plan.pods import pods
 from maxlm.plan.topology import parse_topology
 
 BUDGET = ["train.duration=1000 steps"]
+GOLDENS = Path(__file__).parent / "goldens"
+TPU_RUNS = sorted(name for name, topology in pods().items() if topology.chip.platform == "tpu")
 
 
 def job(presets, overrides, topology):
@@ -98,6 +104,24 @@ def test_offloaded_activations_are_the_hosts():
     kept = plan(["parallel.rematerialization=attention"]).memory
     assert memory.activations == 0
     assert memory.host == kept.activations
+
+
+@pytest.mark.parametrize("name", TPU_RUNS)
+def test_steps_of_shipped_runs_are_near_those_of_their_compiled_programs(name):
+    golden = json.loads((GOLDENS / f"{name.removeprefix('runs/')}.json").read_text())
+    compiled = golden["libtpu 0.0.52"]["step_seconds"]
+    found = analytic_plan(load_config([name], []), pods()[name])
+    assert found.time.total == pytest.approx(compiled, rel=0.12)
+
+
+def test_a_ring_is_hidden_behind_attention_alone():
+    """With 16 tokens a device keys travel longer than they are attended to."""
+    ring = ["parallel.context_attention=ring", "parallel.rematerialization=full"]
+    few = plan(["parallel.fsdp=16", "parallel.context=4", *ring]).time
+    short = ["data.length=1024", "data.batch_size=1024"]
+    many = plan(["parallel.fsdp=1", "parallel.context=64", *short, *ring]).time
+    assert few.exposed == 0
+    assert 0 < many.exposed < many.overlapped
 
 
 def test_splash_costs_the_bundles_of_its_blocks():

@@ -112,6 +112,15 @@ def test_a_length_that_depends_on_data_is_an_error_that_names_the_loop():
         trips(changed(("%limit = s32[]{:T(128)} constant(3)", "%limit = s32[] custom-call()")))
 
 
+def test_attentions_loops_over_keys_run_as_often_as_their_scope_says():
+    named = 'body=%body, metadata={op_name="jit(step)/attention/expected_turns_4.5/while"}'
+    data = ("%limit = s32[]{:T(128)} constant(3)", "%limit = s32[] custom-call()")
+    assert trips(changed(data, ("body=%body", named))) == 4.5
+    inside = named.replace("turns_4.5/while", "turns_4.5/while/body/sort/while")
+    with pytest.raises(PlanError, match="depends on data"):
+        trips(changed(data, ("body=%body", inside)))
+
+
 def test_a_loop_that_never_ends_is_an_error():
     with pytest.raises(PlanError, match="how often"):
         trips(changed(("%one = s32[] constant(1)", "%one = s32[] constant(-1)")))

@@ -27,6 +27,7 @@ from maxlm.kernels.attention.blocks import (
     join_heads,
     visible,
 )
+from maxlm.kernels.attention.turns import EXPECTED_TURNS
 
 _Number = jax.Array | int
 _OverKeys = Callable[[Callable[..., Any], Any], Any]
@@ -131,9 +132,15 @@ def finish_keys(d_key: jax.Array, d_value: jax.Array, length: int) -> tuple[jax.
 
 
 def add_keys(
-    softmax: Softmax, queries: Queries, keys: Keys, *, window: int | None, logit_cap: float | None
+    softmax: Softmax,
+    queries: Queries,
+    keys: Keys,
+    *,
+    window: int | None,
+    logit_cap: float | None,
+    turns: float,
 ) -> Softmax:
-    """Let queries see further keys."""
+    """Let queries see further keys; `turns`: of `turns.expected_turns`."""
     wide = softmax.out.dtype
 
     def block(i: _Number, softmax: Softmax, over_keys: _OverKeys) -> Softmax:
@@ -154,7 +161,7 @@ def add_keys(
         before = jax.tree.map(lambda x: _at(x, i), softmax)
         return jax.tree.map(partial(_put, i=i), softmax, over_keys(step, before))
 
-    return _over_blocks(block, softmax, queries, keys, window)
+    return _over_blocks(block, softmax, queries, keys, window, turns)
 
 
 def add_gradients(
@@ -165,8 +172,9 @@ def add_gradients(
     *,
     window: int | None,
     logit_cap: float | None,
+    turns: float,
 ) -> Gradients:
-    """Add what queries and keys give to the gradients of each other."""
+    """Add what queries and keys give to the gradients of each other; `turns` as in `add_keys`."""
     wide, narrow = rows.lse.dtype, queries.query.dtype
 
     def matmul(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
@@ -194,7 +202,7 @@ def add_gradients(
         after = over_keys(step, gradients._replace(query=_at(gradients.query, i)))
         return after._replace(query=_put(gradients.query, after.query, i=i))
 
-    return _over_blocks(block, gradients, queries, keys, window)
+    return _over_blocks(block, gradients, queries, keys, window, turns)
 
 
 def _scores(
@@ -229,6 +237,7 @@ def _over_blocks(
     queries: Queries,
     keys: Keys,
     window: int | None,
+    turns: float,
 ) -> Any:
     """`block(i, carry, over_keys)` over the blocks of queries, one after another in one buffer.
 
@@ -241,7 +250,8 @@ def _over_blocks(
         def over_keys(step: Callable[..., Any], carry: Any) -> Any:
             if len(keys.key) == 1:
                 return step(0, carry)
-            return jax.lax.fori_loop(_at(first, i), _at(last, i), step, carry)
+            with jax.named_scope(f"{EXPECTED_TURNS}{turns:g}"):
+                return jax.lax.fori_loop(_at(first, i), _at(last, i), step, carry)
 
         return block(i, carry, over_keys)
 

@@ -26,6 +26,7 @@ from maxlm.kernels.attention.online_softmax import (
     no_key_gradients,
     no_keys,
 )
+from maxlm.kernels.attention.turns import expected_turns
 
 _Number = jax.Array | int
 
@@ -80,11 +81,13 @@ def forward_part(
     wide = jnp.promote_types(query.dtype, jnp.float32)
     keys = _all_keys(key, value, places)
     blocks = _Blocks(query, places, key.shape[2])
+    features: Any = {"window": window, "logit_cap": logit_cap}
+    features["turns"] = blocks.turns(keys, window)
 
     def block(start: _Number, done: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         queries = blocks.queries(start)
         nothing = no_keys(queries, value.shape[-1])
-        softmax = add_keys(nothing, queries, keys, window=window, logit_cap=logit_cap)
+        softmax = add_keys(nothing, queries, keys, **features)
         out, lse = finish(softmax, blocks.size, heads, wide)
         return _write(done[0], out, start, 1), _write(done[1], lse, start, 2)
 
@@ -126,6 +129,8 @@ def backward_part(
     keys = _all_keys(key, value, places)
     blocks = _Blocks(query, places, key.shape[2])
     out, lse, d_out = blocks.fill(out, 1), blocks.fill(lse, 2), blocks.fill(d_out, 1)
+    features: Any = {"window": window, "logit_cap": logit_cap}
+    features["turns"] = blocks.turns(keys, window)
 
     def block(start: _Number, done: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         queries = blocks.queries(start)
@@ -136,7 +141,7 @@ def backward_part(
             blocks.read(d_out, start, 1),
         )
         before = no_gradients(queries, *done[1:])
-        after = add_gradients(before, queries, keys, rows, window=window, logit_cap=logit_cap)
+        after = add_gradients(before, queries, keys, rows, **features)
         d_query = finish_queries(after.query, blocks.size, heads)
         return _write(done[0], d_query, start, 1), after.key, after.value
 
@@ -172,6 +177,11 @@ class _Blocks:
         query = self.read(self._query, start, 1)
         index, segments = self.read(self._index, start, 0), self.read(self._segments, start, 1)
         return cut_queries(query, self._kv_heads, index, segments, self.size)
+
+    def turns(self, keys: Keys, window: int | None) -> float:
+        """Blocks of keys that each meets on average."""
+        count, size = keys.token_index.shape
+        return expected_turns(count, size, window, queries=self.count)
 
     def each(self, block: Callable[[_Number, Any], Any], carry: Any) -> Any:
         """`block(start, carry)` for each; a loop of one turn is none."""

@@ -1,6 +1,6 @@
 """Which method attends over rows that lie on several devices, and why.
 
-In: what the config asks for, the model's heads, the mesh and the lengths that will come; out: a
+In: what the config asks for, the model's heads, the mesh, the hardware and the lengths that will come; out: a
 method and its reason, or a refusal with the arithmetic. `docs/context.md` states the rule.
 """
 
@@ -11,10 +11,14 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from maxlm.config.choices import ContextAttention
+from maxlm.config.choices import AttentionKernel, ContextAttention
 from maxlm.config.mesh_axes import product_of
 from maxlm.config.schema import ModelConfig
 from maxlm.errors import ParallelError
+from maxlm.kernels.attention.calls import attention_call
+from maxlm.kernels.attention.choose import choose
+from maxlm.kernels.attention.features import Hardware
+from maxlm.kernels.context.ulysses import heads_between
 from maxlm.parallel.axes import LENGTH_AXES, TABLE, shard_count
 from maxlm.parallel.mesh import check_length
 
@@ -33,7 +37,13 @@ class Choice(NamedTuple):
 
 
 def choose_context_attention(
-    asked: ContextAttention, model: ModelConfig, mesh: Mesh, lengths: Collection[int]
+    asked: ContextAttention,
+    model: ModelConfig,
+    mesh: Mesh,
+    lengths: Collection[int],
+    *,
+    hardware: Hardware,
+    dtype: str,
 ) -> Choice:
     """The method of a run.
 
@@ -42,6 +52,8 @@ def choose_context_attention(
         model: resolved.
         mesh: of the run, with rows over several devices.
         lengths: tokens of a row, of every phase and evaluation set.
+        hardware: what the program is compiled for.
+        dtype: of queries, keys and values.
 
     Raises:
         ParallelError: a length does not divide, or the method that was asked for cannot be had.
@@ -52,10 +64,35 @@ def choose_context_attention(
         raise _heads_error(model, mesh)
     if asked is not ContextAttention.AUTO:
         return Choice(asked, "asked for")
-    return _automatic(model, mesh, lengths)
+    kernel = _kernel(model, mesh, lengths, hardware, dtype) if _heads_divide(model, mesh) else None
+    if kernel is not None:
+        reason = f"{kernel.value} attends to whole rows, a ring in plain XLA"
+        shards = shard_count(mesh, LENGTH_AXES)
+        return Choice(
+            ContextAttention.ULYSSES, f"{reason}; {_heads(model, mesh)} divide by {shards}"
+        )
+    return _without_kernel(model, mesh, lengths)
 
 
-def _automatic(model: ModelConfig, mesh: Mesh, lengths: Collection[int]) -> Choice:
+def _kernel(
+    model: ModelConfig, mesh: Mesh, lengths: Collection[int], hardware: Hardware, dtype: str
+) -> AttentionKernel | None:
+    """That which attends to whole rows of every layer; None: plain XLA to some of them."""
+    assert model.num_kv_heads
+    tensor, shards = (shard_count(mesh, axes) for axes in (TABLE["heads"], LENGTH_AXES))
+    heads = heads_between(model.num_heads // tensor, model.num_kv_heads // tensor, shards)
+    kernels = {
+        choose(
+            attention_call(model, span, length=length, heads=heads, dtype=dtype), hardware
+        ).kernel
+        for span in model.attention_pattern
+        for length in lengths
+    }
+    in_xla = kernels & {AttentionKernel.CHUNKED, AttentionKernel.REFERENCE}
+    return None if in_xla else kernels.pop()
+
+
+def _without_kernel(model: ModelConfig, mesh: Mesh, lengths: Collection[int]) -> Choice:
     assert model.num_kv_heads
     shards = shard_count(mesh, LENGTH_AXES)
     uneven = [length for length in sorted(lengths) if length % (2 * shards)]

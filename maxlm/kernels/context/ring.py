@@ -35,6 +35,7 @@ from maxlm.kernels.attention.online_softmax import (
     no_keys,
 )
 from maxlm.kernels.attention.sinks import add_sinks, sink_gradient
+from maxlm.kernels.attention.turns import expected_turns
 from maxlm.kernels.one_mapped import one_mapped
 from maxlm.parallel.axes import LENGTH_AXES
 
@@ -115,9 +116,10 @@ def _attended(
 ) -> tuple[jax.Array, jax.Array]:
     """The output, in `dtype`, and the log-sum-exp of the scores."""
     queries, keys = _own(query, key, value, segment_ids)
+    features = _features(keys, window, logit_cap)
 
     def step(softmax: Softmax, keys: Keys) -> Softmax:
-        return add_keys(softmax, queries, keys, window=window, logit_cap=logit_cap)
+        return add_keys(softmax, queries, keys, **features)
 
     softmax = around(step, no_keys(queries, value.shape[-1]), keys)
     return finish(softmax, query.shape[1], query.shape[2], dtype)
@@ -153,9 +155,9 @@ def _gradients(
     queries, keys = _own(query, key, value, segment_ids)
     rows = cut_rows(queries, out, lse, d_out)
     none = no_gradients(queries, *no_key_gradients(keys))
+    features = _features(keys, window, logit_cap)
 
     def step(before: Gradients | None, keys: Keys) -> Gradients:
-        features: Any = {"window": window, "logit_cap": logit_cap}
         if before is None:  # one's own keys, the first
             return add_gradients(none, queries, keys, rows, **features)
         # The sums of these keys come from the device that had them before, during the work here.
@@ -170,6 +172,13 @@ def _gradients(
     d_key, d_value = finish_keys(d_key, d_value, key.shape[1])
     d_query = finish_queries(d_query, length=query.shape[1], heads=query.shape[2])
     return tuple(g.astype(query.dtype) for g in (d_query, d_key, d_value))
+
+
+def _features(keys: Keys, window: int | None, logit_cap: float | None) -> dict[str, Any]:
+    devices = jax.lax.axis_size(LENGTH_AXES)
+    count, size = keys.token_index.shape
+    turns = expected_turns(count, size, window, devices=devices)
+    return {"window": window, "logit_cap": logit_cap, "turns": turns}
 
 
 def _own(

@@ -6,15 +6,20 @@ import pytest
 from maxlm.config.choices import ContextAttention
 from maxlm.config.schema import ModelConfig, ParallelConfig
 from maxlm.errors import ParallelError
+from maxlm.kernels.attention.features import Hardware
 from maxlm.kernels.context.choose import choose_context_attention
 from maxlm.parallel.mesh import check_length, make_mesh
 
-MODEL = ModelConfig(num_heads=8, num_kv_heads=2)
+MODEL = ModelConfig(num_heads=8, num_kv_heads=2, head_dim=128)
+CPU = {"hardware": Hardware("cpu"), "dtype": "bfloat16"}
 
 
-def choose(lengths, asked="auto", model=MODEL, **parallel):
+def choose(lengths, asked="auto", model=MODEL, platform="cpu", **parallel):
     mesh = make_mesh(ParallelConfig(**({"fsdp": -1} | parallel)))
-    return choose_context_attention(ContextAttention(asked), model, mesh, lengths)
+    hardware = Hardware(platform, compute_capability=9.0)
+    return choose_context_attention(
+        ContextAttention(asked), model, mesh, lengths, hardware=hardware, dtype="bfloat16"
+    )
 
 
 @pytest.mark.parametrize(
@@ -31,6 +36,25 @@ def test_auto_follows_its_rule_and_says_so(lengths, parallel, method, reason):
     choice = choose(lengths, **parallel)
     assert choice.method == method
     assert reason in choice.reason
+
+
+@pytest.mark.parametrize(("platform", "kernel"), [("tpu", "splash"), ("gpu", "cudnn")])
+def test_auto_gives_whole_rows_to_a_kernel_where_there_is_one(platform, kernel):
+    choice = choose([16384, 1024], platform=platform, context=8)
+    assert choice.method is ContextAttention.ULYSSES
+    assert choice.reason.startswith(f"{kernel} attends to whole rows")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "change"),
+    [
+        ([16384], {"num_heads": 6}),  # heads do not divide
+        ([16384, 1040], {}),  # splash takes multiples of 128
+    ],
+)
+def test_without_a_kernel_for_every_row_auto_follows_the_rule_of_transfers(lengths, change):
+    model = MODEL.model_copy(update=change)
+    assert choose(lengths, model=model, platform="tpu", context=8).method is ContextAttention.RING
 
 
 def test_heads_that_do_not_divide_leave_ring_and_then_all_gather():
@@ -51,7 +75,7 @@ def test_ulysses_is_refused_where_heads_do_not_divide():
         ParallelError, match=r"8 heads / tensor 2 = 4 a device .* by context 3.*2 and 4"
     ):
         mesh = make_mesh(ParallelConfig(fsdp=1, context=3, tensor=2), jax.devices()[:6])
-        choose_context_attention(ContextAttention.ULYSSES, MODEL, mesh, [48])
+        choose_context_attention(ContextAttention.ULYSSES, MODEL, mesh, [48], **CPU)
 
 
 def test_lengths_that_do_not_divide_are_refused_with_the_nearest():
