@@ -70,8 +70,8 @@ class Habits:
     reductions_overlap: bool
 
 
-# Up to so many devices a group's gradients are reduce-scattered even where it lies over every axis of the
-# torus (2×2 chips: yes; 4×4 of v5e, 4×4×4 of v5p and 16×16 of v6e: all-reduced; docs/memory.md).
+# Up to so many devices a group's gradients are reduce-scattered even where it is all of a slice (2×2 chips: yes;
+# 4×4 of v5e, 4×4×4 of v5p and 16×16 of v6e: all-reduced; docs/memory.md). Groups of 16×8 and 8×8 of a v6e's 16×16 are.
 _LARGEST_SCATTERED = 4
 
 
@@ -87,7 +87,7 @@ def habits_of(job: Job) -> Habits:
     slowdown = _WINDOWED if windowed else 1.0
     if name == "v5e" and 1 < group < 8 and job.mesh["tensor"] > 1:
         slowdown = _WINDOWED_BESIDE_TENSOR
-    whole = links == job.chip.torus_axes and group > _LARGEST_SCATTERED
+    whole = group * job.topology.slices == job.topology.num_devices and group > _LARGEST_SCATTERED
     by_core = name == "tpu7x" or bool(options.get(REDUCE_SCATTER_OPTION))
     gathers = GATHER_OPTIONS[: max(1, links)]
     wide, narrow = (
