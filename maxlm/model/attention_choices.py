@@ -11,9 +11,9 @@ from maxlm.errors import ParallelError
 from maxlm.kernels.attention.calls import attention_call
 from maxlm.kernels.attention.choose import choose
 from maxlm.kernels.attention.features import hardware_of
-from maxlm.kernels.context.ulysses import heads_between
+from maxlm.kernels.context.ulysses import heads_of_device
 from maxlm.model.decoder import Execution
-from maxlm.parallel.axes import LENGTH_AXES, TABLE, shard_count
+from maxlm.parallel.axes import LENGTH_AXES, shard_count
 
 
 def attention_choices(
@@ -38,8 +38,7 @@ def attention_choices(
         if execution.context_attention is not ContextAttention.ULYSSES:
             _refuse_forced(execution, shards)
             return {}
-        tensor = shard_count(mesh, TABLE["heads"])
-        heads = heads_between(heads[0] // tensor, heads[1] // tensor, shards)
+        heads = heads_of_device(config, mesh)
     hardware = execution.hardware or hardware_of(mesh.devices.flat[0])
     dtype, choices = jnp.dtype(execution.compute_dtype).name, {}
     for span in dict.fromkeys(config.attention_pattern):

@@ -18,7 +18,7 @@ MATMUL_TPU_NARROW = 0.89
 MATMUL_V6E = 0.85
 MATMUL_V6E_NARROW = 0.75
 VMEM_OPTION = "xla_tpu_scoped_vmem_limit_kib"
-# Grouped matmuls of experts, in their kernel: qwen3-30b-a3b on v5p, 64 rows an expert on average.
+# Grouped matmuls of experts, in their kernel: qwen3-30b-a3b on v5p, 512 rows an expert on average.
 GROUPED_TPU = 0.55
 # Large bfloat16 matmuls of cuBLAS on H100 (about 700 of 989 TFLOP/s under its power limit; NVIDIA's and
 # others' published figures). Not measured here.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from maxlm.config.choices import ContextAttention
 from maxlm.config.expert_layers import Layer, layers_of
 from maxlm.config.head_widths import value_dim
-from maxlm.kernels.context.ulysses import heads_between
+from maxlm.kernels.context.ulysses import heads_of_device
 from maxlm.model.decoder import padded_vocab
 from maxlm.parallel.axes import TABLE
 from maxlm.plan.habits import Habits, habits_of
@@ -171,7 +171,7 @@ def _context(traffic: _Traffic, part: float, times: float, again: int) -> None:
             "their gradients", "collective-permute", axes, sums, count * times, is_overlapped=True
         )
     elif method is ContextAttention.ULYSSES:
-        _, kv = heads_between(model.num_heads // tensor, model.num_kv_heads // tensor, count)
+        _, kv = heads_of_device(model, job.abstract_mesh)
         moved = head * (model.num_heads / tensor + kv * count)
         traffic.add("tokens for heads", "all-to-all", axes, moved, (again + 1) * times)
     else:

@@ -81,8 +81,8 @@ def forward_part(
     wide = jnp.promote_types(query.dtype, jnp.float32)
     keys = _all_keys(key, value, places)
     blocks = _Blocks(query, places, key.shape[2])
-    features: Any = {"window": window, "logit_cap": logit_cap}
-    features["turns"] = blocks.turns(keys, window)
+    turns = blocks.turns(keys, window)
+    features: Any = {"window": window, "logit_cap": logit_cap, "turns": turns}
 
     def block(start: _Number, done: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         queries = blocks.queries(start)
@@ -129,8 +129,8 @@ def backward_part(
     keys = _all_keys(key, value, places)
     blocks = _Blocks(query, places, key.shape[2])
     out, lse, d_out = blocks.fill(out, 1), blocks.fill(lse, 2), blocks.fill(d_out, 1)
-    features: Any = {"window": window, "logit_cap": logit_cap}
-    features["turns"] = blocks.turns(keys, window)
+    turns = blocks.turns(keys, window)
+    features: Any = {"window": window, "logit_cap": logit_cap, "turns": turns}
 
     def block(start: _Number, done: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         queries = blocks.queries(start)

@@ -18,7 +18,7 @@ from maxlm.errors import ParallelError
 from maxlm.kernels.attention.calls import attention_call
 from maxlm.kernels.attention.choose import choose
 from maxlm.kernels.attention.features import Hardware
-from maxlm.kernels.context.ulysses import heads_between
+from maxlm.kernels.context.ulysses import heads_of_device
 from maxlm.parallel.axes import LENGTH_AXES, TABLE, shard_count
 from maxlm.parallel.mesh import check_length
 
@@ -78,9 +78,7 @@ def _kernel(
     model: ModelConfig, mesh: Mesh, lengths: Collection[int], hardware: Hardware, dtype: str
 ) -> AttentionKernel | None:
     """That which attends to whole rows of every layer; None: plain XLA to some of them."""
-    assert model.num_kv_heads
-    tensor, shards = (shard_count(mesh, axes) for axes in (TABLE["heads"], LENGTH_AXES))
-    heads = heads_between(model.num_heads // tensor, model.num_kv_heads // tensor, shards)
+    heads = heads_of_device(model, mesh)
     kernels = {
         choose(
             attention_call(model, span, length=length, heads=heads, dtype=dtype), hardware

@@ -11,8 +11,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from maxlm.parallel.axes import LENGTH_AXES
+from maxlm.config.schema import ModelConfig
+from maxlm.parallel.axes import LENGTH_AXES, TABLE, shard_count
 
 
 def ulysses_attention(
@@ -56,9 +58,12 @@ def ulysses_attention(
     return jax.lax.all_to_all(out, LENGTH_AXES, split_axis=1, concat_axis=2, tiled=True)
 
 
-def heads_between(num_heads: int, num_kv_heads: int, count: int) -> tuple[int, int]:
-    """Query and key-value heads that each of `count` devices attends with, of those they share."""
-    return num_heads // count, num_kv_heads * _copies(num_kv_heads, count) // count
+def heads_of_device(model: ModelConfig, mesh: Mesh) -> tuple[int, int]:
+    """Query and key-value heads with which a device attends to whole rows, after `tensor`."""
+    assert model.num_kv_heads
+    tensor, count = (shard_count(mesh, axes) for axes in (TABLE["heads"], LENGTH_AXES))
+    kv_heads = model.num_kv_heads // tensor
+    return model.num_heads // tensor // count, kv_heads * _copies(kv_heads, count) // count
 
 
 def _copies(num_kv_heads: int, count: int) -> int:
