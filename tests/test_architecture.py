@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,21 @@ def imported_rooms(path: Path) -> set[str]:
 def test_a_room_imports_only_rooms_above_it(path):
     allowed = ROOMS[: ROOMS.index(room_of(path)) + 1]
     assert imported_rooms(path) <= set(allowed)
+
+
+def test_the_planners_parts_know_only_those_before_them():
+    knows = {
+        "compiling": set(),
+        "reading": {"compiling"},
+        "arithmetic": set(),
+        "report": {"reading"},
+        "search": {"arithmetic"},
+    }
+    for part, others in knows.items():
+        found = set()
+        for path in (PACKAGE / "plan" / part).glob("*.py"):
+            found |= set(re.findall(r"from maxlm\.plan\.(\w+)", path.read_text())) & set(knows)
+        assert found - {part} <= others, part
 
 
 def test_files_and_functions_stay_short():

@@ -16,12 +16,12 @@ import sys
 from maxlm.config.choices import Rematerialization
 from maxlm.config.load import load_config
 from maxlm.errors import MaxLMError
-from maxlm.plan.candidates import Candidate, Space, find_candidates
 from maxlm.plan.plan import make_plan
 from maxlm.plan.result import Plan
-from maxlm.plan.search import Status
-from maxlm.plan.search_layouts import search_layouts
-from maxlm.plan.search_report import search_table, status_line
+from maxlm.plan.search.candidates import Candidate, Space, find_candidates
+from maxlm.plan.search.layouts import search_layouts
+from maxlm.plan.search.report import search_table, status_line
+from maxlm.plan.search.search import Status
 from maxlm.plan.topology import Topology, parse_topology
 
 # Four layers of width 512, which a compile takes half a minute for.

@@ -5,7 +5,7 @@
         --options xla_enable_async_all_gather=true,xla_tpu_enable_async_collective_fusion_fuse_all_gather=true
 
 The program, compiled ahead of time, is a gradient step of scanned gated MLPs whose weights lie over all
-chips of the slice, 4096 tokens a chip. Each line says what the planner reads of it (`maxlm/plan/reading.py`):
+chips of the slice, 4096 tokens a chip. Each line says what the planner reads of it (`maxlm/plan/reading/read.py`):
 cycles of compute, bytes of temporaries, what each kind of collective sends, and CPU-seconds of the compile. The first
 line is without options. `--width 256 --mlp 512` takes seconds.
 """
@@ -29,7 +29,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from maxlm.plan.reading import Reading, read_program
+from maxlm.plan.reading.read import Reading, read_program
 from maxlm.plan.topology import parse_topology
 
 

@@ -25,7 +25,7 @@ from maxlm.config.derive import resolve_model
 from maxlm.config.load import load_config
 from maxlm.model.count import train_flops_per_token
 from maxlm.parallel.chips import CHIPS, GIB
-from maxlm.plan.reading import Reading, read_program
+from maxlm.plan.reading.read import Reading, read_program
 
 _BLOCKS = (
     "sa_block_q",

@@ -4,7 +4,7 @@
     python tools/compare_splash_blocks.py v6e --blocks 2048,512 --length 16384
 
 A row of causal attention, forward and backward, is compiled ahead of time for one chip, and its kernels are
-read as in a plan (`maxlm/plan/kernel_schedule.py`): scheduled bundles × blocks that the mask leaves. What
+read as in a plan (`maxlm/plan/reading/kernel_schedule.py`): scheduled bundles × blocks that the mask leaves. What
 XLA does beside the kernels is told as `other`. Blocks are `queries = keys,keys at once`.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from maxlm.kernels.attention import splash
-from maxlm.plan.reading import Reading, read_program
+from maxlm.plan.reading.read import Reading, read_program
 from maxlm.plan.topology import parse_topology
 
 DEFAULT = ["512,512", "1024,1024", "1024,512", "1024,256"]

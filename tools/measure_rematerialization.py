@@ -36,8 +36,8 @@ from train_program import TrainProgram, build
 from maxlm.config.choices import Rematerialization
 from maxlm.parallel.chips import chip_of
 from maxlm.parallel.placement import local_rows, place_batch
-from maxlm.plan.kernels import seconds_by_rule
-from maxlm.plan.reading import read_program
+from maxlm.plan.reading.kernels import seconds_by_rule
+from maxlm.plan.reading.read import read_program
 from maxlm.plan.topology import parse_topology
 
 SMALL = (

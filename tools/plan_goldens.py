@@ -25,9 +25,9 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no device of this machine is needed
 
 from maxlm.config.load import load_config
-from maxlm.plan.grouped import group_collectives
 from maxlm.plan.plan import make_plan
 from maxlm.plan.pods import pods
+from maxlm.plan.report.grouped import group_collectives
 from maxlm.plan.result import Plan
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests/plan/goldens"

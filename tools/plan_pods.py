@@ -19,9 +19,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no device of this machine is ne
 
 from maxlm.config.load import load_config
 from maxlm.errors import MaxLMError
-from maxlm.plan.page import write_page
 from maxlm.plan.plan import make_plan
 from maxlm.plan.pods import pods
+from maxlm.plan.report.page import write_page
 from maxlm.plan.result import Plan
 
 BEGIN, END = "<!-- plans -->", "<!-- end of plans -->"

@@ -27,10 +27,10 @@ import time
 from maxlm.config.load import load_config
 from maxlm.config.mesh_axes import MESH_AXES
 from maxlm.errors import ConfigError, MaxLMError
-from maxlm.plan.page import write_page
 from maxlm.plan.plan import make_plan
+from maxlm.plan.report.page import write_page
+from maxlm.plan.report.scaling import scaling_table, what_bends
 from maxlm.plan.result import Plan
-from maxlm.plan.scaling import scaling_table, what_bends
 from maxlm.plan.topology import Topology, parse_topology
 
 CHIPS = (16, 32, 64, 128, 256, 512, 1024)

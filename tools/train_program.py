@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from maxlm.config.load import load_config
-from maxlm.plan.program import TrainProgram, build_program
+from maxlm.plan.compiling.program import TrainProgram, build_program
 
 FIXED = ("train.duration=1000 steps", "optimizer.learning_rate=3e-4")
 

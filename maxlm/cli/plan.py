@@ -122,10 +122,10 @@ def _plan(config: RunConfig, topology: Topology, name: str, arguments: argparse.
 
 
 def _report(plan: Plan, topology: Topology, arguments: argparse.Namespace) -> None:
-    from maxlm.plan.as_json import plan_json
-    from maxlm.plan.explain import explain
-    from maxlm.plan.page import write_page
-    from maxlm.plan.terminal import print_plan
+    from maxlm.plan.report.as_json import plan_json
+    from maxlm.plan.report.explain import explain
+    from maxlm.plan.report.page import write_page
+    from maxlm.plan.report.terminal import print_plan
 
     told = explain(plan, topology.chip)
     if arguments.html:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from maxlm.config.schema import RunConfig
-    from maxlm.plan.search import SearchResult, Status
+    from maxlm.plan.search.search import SearchResult, Status
     from maxlm.plan.topology import Topology
 
 
@@ -41,8 +41,8 @@ def run_search(
         ConfigError: no layout divides or fits, or there is no compiler.
     """
     from maxlm import storage
-    from maxlm.plan.search_layouts import search_layouts
-    from maxlm.plan.search_report import search_table, winning_yaml
+    from maxlm.plan.search.layouts import search_layouts
+    from maxlm.plan.search.report import search_table, winning_yaml
 
     progress = _Progress()
     print("ranking layouts by arithmetic", file=sys.stderr, flush=True)
@@ -83,7 +83,7 @@ class _Progress:
         self._told = 0.0
 
     def __call__(self, status: Status) -> None:
-        from maxlm.plan.search_report import status_line
+        from maxlm.plan.search.report import status_line
 
         line = status_line(status)
         if sys.stderr.isatty():

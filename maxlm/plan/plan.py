@@ -2,7 +2,7 @@
 
 In: a config as loaded, a `Topology`; out: a `Plan`. On TPUs the very step that will run is compiled
 ahead of time and the program is read; on GPUs, or where nobody wants to wait, arithmetic says
-(`analytic.py`).
+(`arithmetic/`).
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import replace
 
 from maxlm.config.schema import RunConfig
 from maxlm.model.count import train_flops_per_token
-from maxlm.plan.analytic import analytic_plan
-from maxlm.plan.compile import Progress, compile_program
-from maxlm.plan.compile_store import Compiled
-from maxlm.plan.compile_worker import sources_hash
-from maxlm.plan.memory import chips_for_state, compiled_memory, needed_bytes, state_memory
+from maxlm.plan.arithmetic.estimate import analytic_plan
+from maxlm.plan.compiling.compile import Progress, compile_program
+from maxlm.plan.compiling.program import TrainProgram, build_program
+from maxlm.plan.compiling.store import Compiled
+from maxlm.plan.compiling.worker import sources_hash
 from maxlm.plan.prices import Price, cost_of, price_of
-from maxlm.plan.program import TrainProgram, build_program
-from maxlm.plan.reading import Reading, read_program
+from maxlm.plan.reading.memory import chips_for_state, compiled_memory, needed_bytes, state_memory
+from maxlm.plan.reading.read import Reading, read_program
 from maxlm.plan.result import Memory, Plan
 from maxlm.plan.topology import Topology, smallest_slice
 

@@ -38,7 +38,7 @@ def store(tmp_path_factory):
 def small_compiled(small_config, small_topology, store):
     """The small config, compiled for v5e-4."""
     pytest.importorskip("libtpu")
-    from maxlm.plan.compile import compile_program
+    from maxlm.plan.compiling.compile import compile_program
 
     return compile_program(small_config, small_topology, store=store)
 
@@ -47,6 +47,6 @@ def small_compiled(small_config, small_topology, store):
 def small_program(small_config, small_topology):
     """Its train program."""
     pytest.importorskip("libtpu")
-    from maxlm.plan.program import build_program
+    from maxlm.plan.compiling.program import build_program
 
     return build_program(small_config, small_topology.devices())

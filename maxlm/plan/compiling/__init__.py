@@ -1,0 +1,1 @@
+"""The train program, and its compile ahead of time in a child process, kept on disk."""

@@ -1,0 +1,1 @@
+"""Which layout is fastest: arithmetic ranks, the compiler confirms."""
