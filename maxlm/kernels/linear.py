@@ -1,21 +1,27 @@
-"""A linear map written as one two-dimensional matmul, with gradients that a CPU runs fast.
+"""A linear map, with gradients written as each platform runs them fast.
 
-JAX derives the weight gradient of a matmul over `[batch, length]` as one that contracts two dims;
-on a CPU, XLA then materialises transposed copies of the activations, fused with whatever made them
-(7 ms a layer for 768 tokens × 512 behind a GELU). Over flattened tokens it needs none. Of the two
-ways to write a weight gradient, the one that transposes the narrower operand is up to 1.5 times
-faster there, and a matmul after a transpose of its own 4% of a step faster than one that contracts
-rows. Where the tokens of a row lie over several devices, flattening would move them, and JAX's own way
-is taken.
+**On a CPU** over flattened tokens: JAX derives the weight gradient of a matmul over `[batch, length]` as
+one that contracts two dims; XLA then materialises transposed copies of the activations, fused with
+whatever made them (7 ms a layer for 768 tokens × 512 behind a GELU). Of the two ways to write a weight
+gradient, the one that transposes the narrower operand is up to 1.5 times faster there, and a matmul
+after a transpose of its own 4% of a step faster than one that contracts rows. Where the tokens of a
+row lie over several devices, flattening would move them, and dims stay as they are.
+
+**On a TPU** dims always stay: of flattened heads XLA makes transposed copies before and after attention. And
+the gradient by the input is pinned to the layout in which activations are kept: left alone, the compiler may
+compute it transposed, with copies of what the forward pass kept. docs/layouts.md has the figures.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from maxlm.kernels.row_major import row_major
 from maxlm.parallel.axes import length_shards
 
 
@@ -30,12 +36,8 @@ def linear(x: jax.Array, kernel: jax.Array, contracted: int) -> jax.Array:
     Returns:
         `[…, out…]`.
     """
-    if x.ndim - contracted > 1 and length_shards(x.shape[1]) > 1:
-        return jnp.tensordot(x, kernel, contracted)
-    rows, outputs = x.shape[: x.ndim - contracted], kernel.shape[contracted:]
-    width = math.prod(kernel.shape[:contracted])
-    flat = _matmul(x.reshape(-1, width), kernel.reshape(width, -1))
-    return flat.reshape(*rows, *outputs)
+    has_length = x.ndim - contracted > 1
+    return _linear(x, kernel, contracted, not has_length or length_shards(x.shape[1]) == 1)
 
 
 def linear_output_major(x: jax.Array, kernel: jax.Array, contracted: int) -> jax.Array:
@@ -50,22 +52,60 @@ def linear_output_major(x: jax.Array, kernel: jax.Array, contracted: int) -> jax
     return flat.T.reshape(*rows, *outputs)
 
 
-@jax.custom_vjp
-def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return x @ kernel
+Residuals = tuple[jax.Array, jax.Array]
 
 
-def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return x @ kernel, (x, kernel)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _linear(x: jax.Array, kernel: jax.Array, contracted: int, flatten: bool) -> jax.Array:
+    """`flatten`: whether the tokens of `x` may become one dim."""
+    return jnp.tensordot(x, kernel, contracted)
 
 
-def _backward(residuals: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
-    kernel_grad = jax.lax.platform_dependent(x, dy, cpu=_weight_grad_on_cpu, default=_weight_grad)
-    return dy @ kernel.T, kernel_grad
+def _forward(
+    x: jax.Array, kernel: jax.Array, contracted: int, flatten: bool
+) -> tuple[jax.Array, Residuals]:
+    return _linear(x, kernel, contracted, flatten), (x, kernel)
 
 
-_matmul.defvjp(_forward, _backward)
+def _backward(contracted: int, flatten: bool, residuals: Residuals, dy: jax.Array) -> Residuals:
+    operands = (*residuals, dy)
+    by_dims = partial(_by_dims, contracted)
+    if not flatten:
+        return by_dims(*operands)
+    return jax.lax.platform_dependent(
+        *operands,
+        tpu=by_dims,
+        cpu=partial(_flat, contracted, _weight_grad_on_cpu),
+        default=partial(_flat, contracted, _weight_grad),
+    )
+
+
+_linear.defvjp(_forward, _backward)
+
+
+def _by_dims(contracted: int, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> Residuals:
+    """Gradients of `x` and `kernel`, as JAX derives them."""
+    rows = tuple(range(x.ndim - contracted))
+    outputs, of_kernel = range(len(rows), dy.ndim), range(contracted, kernel.ndim)
+    dx = jax.lax.dot_general(dy, kernel, ((tuple(outputs), tuple(of_kernel)), ((), ())))
+    if contracted == 1:  # that of heads follows attention's kernel, which has a layout of its own
+        dx = row_major(dx)
+    return dx, jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
+
+
+def _flat(
+    contracted: int,
+    weight_grad: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    kernel: jax.Array,
+    dy: jax.Array,
+) -> Residuals:
+    """The same, by matrices."""
+    width = math.prod(kernel.shape[:contracted])
+    flat_x, matrix = x.reshape(-1, width), kernel.reshape(width, -1)
+    flat_dy = dy.reshape(-1, matrix.shape[1])
+    dx = flat_dy @ matrix.T
+    return dx.reshape(x.shape), weight_grad(flat_x, flat_dy).reshape(kernel.shape)
 
 
 def _weight_grad(x: jax.Array, dy: jax.Array) -> jax.Array:

@@ -15,11 +15,12 @@ from maxlm.config.head_widths import value_dim
 from maxlm.config.schema import AttentionSpan, BiasKind, ModelConfig, QKNormWidth
 from maxlm.kernels.attention.attend import AttentionSettings, attention
 from maxlm.kernels.context.attention import context_attention
+from maxlm.kernels.rotation import rotate
 from maxlm.model.cache import Cache, Pass, attend_cached, write
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer, Kind, declare, zeros
 from maxlm.model.projection import Projection
-from maxlm.model.rope import Angles, apply_rope
+from maxlm.model.rope import Angles
 from maxlm.parallel.axes import constrain, length_shards
 
 CachedLayer = tuple[Cache, jax.Array]  # of a stack of layers, and the layer's index in it
@@ -151,7 +152,7 @@ class Attention(nnx.Module):
             query, key = self._normed(self.query_norm, query), self._normed(self.key_norm, key)
         rope = self._rope(context)
         if rope is not None:
-            query, key = apply_rope(query, *rope), apply_rope(key, *rope)
+            query, key = rotate(query, *rope), rotate(key, *rope)
         if self.query_factor is not None:
             query = query * jnp.asarray(self.query_factor, query.dtype)
         if self.query_norm is None:

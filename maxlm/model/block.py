@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from maxlm.config.expert_layers import Layer
 from maxlm.config.schema import ModelConfig, NormPlacement, ProjectionInit
 from maxlm.kernels.experts.dispatch import ExpertKernels
+from maxlm.kernels.row_major import row_major
 from maxlm.model.attention import Attention, CachedLayer, Context
 from maxlm.model.cache import Cache
 from maxlm.model.experts import Experts
@@ -67,16 +68,16 @@ class Block(nnx.Module):
         Returns:
             The stream, the cache with the current tokens written, and the load of the experts.
         """
-        x = checkpoint_name(x, "block_input")
+        x = checkpoint_name(row_major(x), "block_input")
         attended, cache = self.attention(_maybe(self.attention_norm, x), context, stacked)
-        attended = checkpoint_name(attended, "attention_projected")
+        attended = checkpoint_name(row_major(attended), "attention_projected")
         x = self._add(x, _maybe(self.attention_post_norm, attended))
         normed, load = _maybe(self.mlp_norm, x), None
         if isinstance(self.mlp, Experts):
             update, load = self.mlp(normed, context.segment_ids, context.turns)
         else:
             update = self.mlp(normed)
-        update = checkpoint_name(update, "mlp_projected")
+        update = checkpoint_name(row_major(update), "mlp_projected")
         return self._add(x, _maybe(self.mlp_post_norm, update)), cache, load
 
     def _add(self, x: jax.Array, update: jax.Array) -> jax.Array:

@@ -17,11 +17,11 @@ from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.head_widths import value_dim
 from maxlm.config.schema import BiasKind, ModelConfig
+from maxlm.kernels.rotation import rotate
 from maxlm.model.attention import Attention, Context
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer
 from maxlm.model.projection import Projection
-from maxlm.model.rope import apply_rope
 from maxlm.parallel.axes import constrain
 
 # The published code takes this for the norms of latents, whatever it takes elsewhere.
@@ -72,7 +72,7 @@ class LatentAttention(Attention):
         shared = self.key_rope(x)[:, :, None]  # [B, T, 1, R]
         rope = self._rope(context)
         if rope is not None:
-            turned, shared = apply_rope(turned, *rope), apply_rope(shared, *rope)
+            turned, shared = rotate(turned, *rope), rotate(shared, *rope)
         shared = jnp.broadcast_to(shared, (*key.shape[:3], shared.shape[-1]))
         query, key = (jnp.concatenate(parts, -1) for parts in ((query, turned), (key, shared)))
         if self.query_factor is not None:

@@ -1,6 +1,6 @@
 """Rotary position embeddings (Su et al., arXiv:2104.09864), in the half-split layout.
 
-In: the options of RoPE and positions; out: cosines and sines, and rotated heads. Frequencies may be
+In: the options of RoPE and positions; out: cosines and sines, by which `maxlm/kernels/rotation.py` rotates. Frequencies may be
 stretched for contexts longer than the original one: divided all alike (arXiv:2306.15595), or only
 those that turn seldom in the original context, by Llama 3.1's rule or by YaRN's (arXiv:2309.00071), or
 each by a factor of its own (LongRoPE, arXiv:2402.13753).
@@ -41,19 +41,6 @@ def rope_angles(config: ModelConfig, positions: jax.Array, *, local: bool = Fals
     factor = attention_factor(scaling)
     cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
     return (cos, sin) if factor == 1 else (factor * cos, factor * sin)
-
-
-def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate the first R dims of `x [B, T, H, C]`, their first half against the second.
-
-    The result has `x`'s dtype.
-    """
-    half = cos.shape[-1]
-    first, second = x[..., :half], x[..., half : 2 * half]  # [B, T, H, R/2]
-    parts = [first * cos - second * sin, second * cos + first * sin]
-    if 2 * half < x.shape[-1]:
-        parts.append(x[..., 2 * half :].astype(parts[0].dtype))
-    return jnp.concatenate(parts, axis=-1).astype(x.dtype)
 
 
 def frequencies(

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from maxlm.config.schema import ModelConfig, RopeScaling
-from maxlm.model.rope import apply_rope, attention_factor, frequencies, rope_angles
+from maxlm.kernels.rotation import rotate
+from maxlm.model.rope import attention_factor, frequencies, rope_angles
 
 WIDTH, THETA = 64, 10_000.0
 PLAIN = frequencies(WIDTH, THETA, RopeScaling())
@@ -69,7 +70,7 @@ def test_a_part_of_a_head_stays_where_it_is_and_the_rest_keeps_its_length():
     cos, sin = rope_angles(config, positions)
     assert cos.shape == (1, 6, 1, 4)
     x = jax.random.normal(jax.random.key(0), (1, 6, 2, 16))
-    turned = apply_rope(x, cos, sin)
+    turned = rotate(x, cos, sin)
     np.testing.assert_array_equal(turned[..., 8:], x[..., 8:])
     np.testing.assert_allclose(
         jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5
