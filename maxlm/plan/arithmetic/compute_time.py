@@ -19,6 +19,8 @@ from maxlm.plan.arithmetic.habits import (
     ELEMENTWISE_BYTES_PER_CYCLE,
     ELEMENTWISE_GPU,
     GROUPED_TPU,
+    PASSES,
+    PASSES_GPU,
     habits_of,
 )
 from maxlm.plan.arithmetic.job import Job
@@ -73,7 +75,10 @@ def _of_layer(job: Job, layer: Layer, times: float) -> list[Part]:
         parts.append(Part(f"{name} ({label} layers)", made_by, seconds, runs * passes))
     seconds = (attention.forward * again + attention.backward) * scale
     parts.append(Part(f"attention ({label} layers)", kind, seconds, runs * (again + 1)))
-    seconds = elementwise_seconds(job, _elementwise_bytes(work)) * scale * slowdown
+    if layer.has_rope and job.chip.platform == "tpu":
+        seconds = _rotation_seconds(job, work) * scale * slowdown
+        parts.append(Part(f"rotation ({label} layers)", "matmul", seconds, 3 * runs))
+    seconds = elementwise_seconds(job, _elementwise_bytes(job, work)) * scale * slowdown
     parts.append(Part(f"element-wise ({label} layers)", "other", seconds, runs))
     return parts
 
@@ -87,6 +92,14 @@ def matmul_seconds(job: Job, matmul: Matmul) -> float:
 def _in_kernel(job: Job, matmul: Matmul) -> bool:
     """Whether a kernel outside of XLA multiplies."""
     return matmul.grouped and job.chip.platform == "tpu"
+
+
+def _rotation_seconds(job: Job, work: LayerWork) -> float:
+    """Of RoPE, forward, again and backward: products of every head with a square of its width."""
+    model = job.model
+    assert model.head_dim and model.num_kv_heads
+    rows = work.widths["query"] / model.head_dim * (1 + model.num_kv_heads / model.num_heads)
+    return 3 * _seconds(job, rows, model.head_dim, model.head_dim)
 
 
 def elementwise_seconds(job: Job, moved: float) -> float:
@@ -114,20 +127,21 @@ def _unit(job: Job) -> float:
     return 256.0 if job.chip.name in ("v6e", "tpu7x") else 128.0
 
 
-def _elementwise_bytes(work: LayerWork) -> float:
-    """Norms, rotations, sums and activations of a layer, forward and backward.
+def _elementwise_bytes(job: Job, work: LayerWork) -> float:
+    """Norms, sums and activations of a layer, forward and backward.
 
-    14 times the residual width, 8 times the queries' and 5 times the MLP's, with which
-    `ELEMENTWISE_BYTES_PER_CYCLE` was found, and 29 times the rows of experts; what is computed again adds a
-    quarter, and what is kept once more.
+    What is computed again adds a quarter. Of what is kept, what matmuls do not write themselves is
+    written and read once more: at most three arrays of the residual width.
     """
-    widths = work.widths
+    widths, passes = work.widths, PASSES.get(job.chip.name, PASSES_GPU)
     hidden = max(widths["mlp_up"], widths.get("mlp_gate", 0.0))
     # Sorted, spread and collected again; how often was found in qwen3-30b-a3b on v5p (libtpu 0.0.52).
     rows = widths.get("expert_rows", 0.0)
-    elements = 14 * widths["block_input"] + 8 * widths["query"] + 5 * hidden + 29 * rows
+    elements = passes.residual * widths["block_input"] + passes.query * widths["query"]
+    elements += passes.hidden * hidden + 46 * rows
     again = 1.25 if work.repeated else 1.0
-    return elements * work.itemsize * again + work.kept_bytes
+    kept = min(work.kept_bytes, 3 * widths["block_input"] * work.itemsize)
+    return elements * work.itemsize * again + 2 * kept
 
 
 def _of_loss(job: Job) -> list[Part]:

@@ -12,26 +12,46 @@ from maxlm.plan.arithmetic.links import torus_links
 
 # By libtpu 0.0.52 the cycles of large matmuls (4096 × 14336 × 16384 on v5p, 4096 × 11008 × 4096 on v5e) are 0.97
 # and 0.98 of the ideal with xla_tpu_scoped_vmem_limit_kib=65536; without it 0.88 to 0.90. On v6e those of
-# llama3-8b's and 70b's steps are 0.84 and 0.85 of it (98304), 12% more cycles without.
+# llama3-8b's and 70b's steps are 0.80 and 0.83 of it (98304), 12% more cycles without.
 MATMUL_TPU = 0.98
 MATMUL_TPU_NARROW = 0.89
-MATMUL_V6E = 0.85
-MATMUL_V6E_NARROW = 0.75
+MATMUL_V6E = 0.83
+MATMUL_V6E_NARROW = 0.73
 VMEM_OPTION = "xla_tpu_scoped_vmem_limit_kib"
 # Grouped matmuls of experts, in their kernel: qwen3-30b-a3b on v5p, 512 rows an expert on average.
 GROUPED_TPU = 0.55
 # Large bfloat16 matmuls of cuBLAS on H100 (about 700 of 989 TFLOP/s under its power limit; NVIDIA's and
 # others' published figures). Not measured here.
 MATMUL_GPU = 0.70
-# Bytes that the TPU compiler counts for element-wise fusions, a cycle and TensorCore, as `compute_time`
-# counts them, on average over shipped runs (libtpu 0.0.52): four on v5p (164 to 221), three on v5e (107 to
-# 164) and two on v6e (286 and 300).
-ELEMENTWISE_BYTES_PER_CYCLE = {"v5p": 180.0, "v5e": 130.0, "v6e": 290.0}
+# Bytes a cycle and TensorCore at which the TPU compiler copies an array of residual streams (libtpu 0.0.52).
+ELEMENTWISE_BYTES_PER_CYCLE = {"v5p": 287.0, "v5e": 222.0, "v6e": 378.0}
 # Not measured: v4 has v5p's cores, TPU7x those of v6e.
 ELEMENTWISE_BYTES_PER_CYCLE |= {
     "v4": ELEMENTWISE_BYTES_PER_CYCLE["v5p"],
     "tpu7x": ELEMENTWISE_BYTES_PER_CYCLE["v6e"],
 }
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How often element-wise work of a layer, forward and backward, reads or writes an array of some width.
+
+    Attributes:
+        residual: arrays of the residual width: norms and sums.
+        query: of all queries: scaling, what attention's kernels need beside them.
+        hidden: of an MLP's hidden width: activations. On v5p they are all fused into matmuls.
+    """
+
+    residual: float
+    query: float
+    hidden: float
+
+
+# Of llama3-8b on v5p and v6e; of llama2-7b, qwen3-0.6b and gpt2-124m on v5e (libtpu 0.0.52).
+PASSES = {"v5p": Passes(11, 7, 0), "v5e": Passes(12, 8, 6), "v6e": Passes(11, 7, 3)}
+PASSES |= {"v4": PASSES["v5p"], "tpu7x": PASSES["v6e"]}
+# RoPE is not fused there, nor activations. Not measured.
+PASSES_GPU = Passes(14, 8, 5)
 # Of memory bandwidth that element-wise kernels reach on a GPU. Not measured here.
 ELEMENTWISE_GPU = 0.8
 _OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_"
