@@ -1,9 +1,9 @@
 """Rotary position embeddings (Su et al., arXiv:2104.09864), in the half-split layout.
 
-In: the options of RoPE and positions; out: cosines and sines, by which `maxlm/kernels/rotation.py` rotates. Frequencies may be
-stretched for contexts longer than the original one: divided all alike (arXiv:2306.15595), or only
-those that turn seldom in the original context, by Llama 3.1's rule or by YaRN's (arXiv:2309.00071), or
-each by a factor of its own (LongRoPE, arXiv:2402.13753).
+In: the options of RoPE and positions; out: cosines and sines, by which heads are rotated
+(`maxlm/kernels/rotation.py`). Frequencies may be stretched for contexts longer than the original one:
+divided all alike (arXiv:2306.15595), or only those that turn seldom in the original context, by Llama
+3.1's rule or by YaRN's (arXiv:2309.00071), or each by a factor of its own (LongRoPE, arXiv:2402.13753).
 """
 
 from __future__ import annotations
