@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
 
-from maxlm.config.mesh_axes import MESH_AXES
+from maxlm.config.schema import ParallelConfig
 from maxlm.kernels.linear import linear
 from maxlm.kernels.row_major import STAYS_DIVIDED
 from maxlm.parallel.axes import sharding
+from maxlm.parallel.mesh import make_mesh
 from maxlm.plan.topology import parse_topology
 
 pytest.importorskip("libtpu", reason="the TPU compiler comes with jax[tpu]")
@@ -22,8 +22,7 @@ ROWS, LENGTH, WIDTH, HIDDEN = 8, 256, 256, 1024
 @pytest.fixture(scope="module")
 def program():
     """Text of the gradients of an MLP over fsdp 2 × tensor 2, mapped over two of them."""
-    devices = np.array(parse_topology("v5e-4").devices()).reshape(1, 1, 2, 1, 1, 2)
-    mesh = Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    mesh = make_mesh(ParallelConfig(fsdp=2, tensor=2), parse_topology("v5e-4").devices())
 
     def array(shape, axes):
         return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding(mesh, axes))

@@ -11,8 +11,9 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from maxlm.config.choices import OptimizerKind
+from maxlm.config.choices import OptimizerKind, PositionKind
 from maxlm.config.expert_layers import Layer, layers_of
+from maxlm.config.head_widths import rotated_dim
 from maxlm.model.decoder import padded_vocab
 from maxlm.plan.arithmetic.attention_time import attention_time
 from maxlm.plan.arithmetic.habits import (
@@ -75,7 +76,8 @@ def _of_layer(job: Job, layer: Layer, times: float) -> list[Part]:
         parts.append(Part(f"{name} ({label} layers)", made_by, seconds, runs * passes))
     seconds = (attention.forward * again + attention.backward) * scale
     parts.append(Part(f"attention ({label} layers)", kind, seconds, runs * (again + 1)))
-    if layer.has_rope and job.chip.platform == "tpu":
+    rotates = layer.has_rope and job.model.positions is PositionKind.ROPE
+    if rotates and job.chip.platform == "tpu":
         seconds = _rotation_seconds(job, work) * scale * slowdown
         parts.append(Part(f"rotation ({label} layers)", "matmul", seconds, 3 * runs))
     seconds = elementwise_seconds(job, _elementwise_bytes(job, work)) * scale * slowdown
@@ -95,11 +97,17 @@ def _in_kernel(job: Job, matmul: Matmul) -> bool:
 
 
 def _rotation_seconds(job: Job, work: LayerWork) -> float:
-    """Of RoPE, forward, again and backward: products of every head with a square of its width."""
+    """Of RoPE, forward, again and backward: products of every head with a square of its width.
+
+    Latent attention rotates a part of each query that lies by itself, and a key that the heads share.
+    """
     model = job.model
     assert model.head_dim and model.num_kv_heads
-    rows = work.widths["query"] / model.head_dim * (1 + model.num_kv_heads / model.num_heads)
-    return 3 * _seconds(job, rows, model.head_dim, model.head_dim)
+    is_latent = model.kv_latent_dim is not None
+    width = round(rotated_dim(model)) if is_latent else model.head_dim
+    keys = 1 if is_latent else model.num_kv_heads
+    rows = work.widths["query"] / model.head_dim * (1 + keys / model.num_heads)
+    return 3 * _seconds(job, rows, width, width)
 
 
 def elementwise_seconds(job: Job, moved: float) -> float:

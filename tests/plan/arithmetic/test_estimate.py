@@ -205,3 +205,13 @@ def test_gpus_are_said_to_be_unmeasured():
     options = ["parallel.fsdp=8", "parallel.replica=8"]
     found = plan(options, "h100x64", ("models/llama3-8b", "hardware/h100"))
     assert any("unmeasured" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("model", "rotates"), [("gpt2-124m", False), ("llama3-8b", True), ("deepseek-v2-lite", True)]
+)
+def test_rotations_are_counted_where_a_model_has_them(model, rotates):
+    overrides = ["data.batch_size=128", "train.duration=100 steps"]
+    config = load_config([f"models/{model}", "data/books", "hardware/v5p"], overrides)
+    plan = analytic_plan(config, parse_topology("v5p-128"))
+    assert any("rotation" in operation.name for operation in plan.operations) is rotates
