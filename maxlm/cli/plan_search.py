@@ -34,7 +34,7 @@ def run_search(
         output: file of the winning config; None: `NAME-TOPOLOGY.yaml` here.
         store: folder of compiled programs; None: the user's cache.
         vocab_size: where neither config nor token store tells.
-        budget_minutes: after which no more is compiled.
+        budget_minutes: by which it ends; what would not end by then is not begun.
         workers: compiles at once; None: one for each core.
 
     Raises:

@@ -37,7 +37,7 @@ def search_layouts(
         name: of the config, for people.
         store: folder of compiled programs, in which an interrupted search finds what it did.
         vocab_size: where neither the config nor a token store tells.
-        budget_minutes: after which no more is compiled.
+        budget_minutes: by which it ends; what would not end by then is not begun.
         workers: compiles at once; None: one for each core.
         progress: told about once a second.
 

@@ -119,7 +119,7 @@ def search(
     Args:
         candidates: of `find_candidates`.
         measure: compiles one.
-        budget_minutes: after which no more is compiled.
+        budget_minutes: by which it ends; what would not end by then, at the rate so far, is not begun.
         workers: compiles at once; None: one for each core, two at most on small machines.
         progress: told about once a second.
 
@@ -163,7 +163,9 @@ class _Search:
         while True:
             left = self._left()
             over = self._elapsed >= self.budget
-            while left and len(self.running) < self.workers and not over:
+            # What would not end within the budget would be lost with all that it took.
+            late = self._elapsed + (self._usual_seconds or 0.0) >= self.budget
+            while left and len(self.running) < self.workers and not late:
                 candidate = self._next(left)
                 left.remove(candidate)
                 self.running[pool.submit(self._compile, candidate)] = candidate
@@ -177,8 +179,9 @@ class _Search:
                 if row.compiled is not None:
                     self.corrections.add(row.candidate, row.compiled)
             progress(self._status())
-        if over:
-            return f"the budget of {self.budget / 60:g} minutes is spent, {len(left)} are left"
+        if left or self.running:
+            count = len(left) + len(self.running)
+            return f"the budget of {self.budget / 60:g} minutes is spent, {count} are left"
         return "no other layout is expected to beat the best"
 
     def _left(self) -> list[Candidate]:
@@ -224,22 +227,25 @@ class _Search:
             self.since.pop(label, None)
 
     @property
+    def _usual_seconds(self) -> float | None:
+        """That a compile took on average, be it in an earlier search; None: none has ended."""
+        taken = [row.compiled.compile_seconds or 0.0 for row in self.rows if row.compiled]
+        return sum(taken) / len(taken) if taken else None
+
+    @property
     def _elapsed(self) -> float:
         return time.monotonic() - self.start
 
     def _status(self) -> Status:
         now, left, elapsed = time.monotonic(), len(self._left()), self._elapsed
-        # What they took when they were compiled, be it by an earlier search.
-        taken = [r.compiled.compile_seconds or 0.0 for r in self.rows if r.compiled]
-        rate = sum(taken) / len(taken) / self.workers if taken else None
-        more = left + len(self.running)
+        usual, more = self._usual_seconds, left + len(self.running)
         return Status(
             compiled=len(self.rows),
             left=left,
             running={label: now - began for label, began in list(self.since.items())},
             best=_best(self.rows),
             elapsed=elapsed,
-            seconds_left=None if rate is None else min(rate * more, self.budget - elapsed),
+            seconds_left=usual and min(usual * more / self.workers, self.budget - elapsed),
         )
 
 

@@ -143,6 +143,18 @@ def test_the_budget_ends_a_search_and_its_compiles():
     assert "budget of 0.02 minutes" in result.ended
 
 
+def test_nothing_is_begun_that_would_not_end_within_the_budget():
+    compiler = Compiler()
+
+    def slow(config, told):
+        return dataclasses.replace(compiler(config, told), compile_seconds=40.0)
+
+    result = search(CANDIDATES, slow, workers=1, budget_minutes=0.5)
+    assert len(result.rows) == 1
+    assert result.seconds < 20
+    assert "budget of 0.5 minutes is spent" in result.ended
+
+
 def test_a_layout_that_fails_is_told_and_another_wins():
     result = search(CANDIDATES, Compiler(fails=("fsdp 8",)), workers=1)
     failed = [row for row in result.rows if row.compiled is None]
