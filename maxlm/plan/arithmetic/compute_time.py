@@ -78,8 +78,9 @@ def _of_layer(job: Job, layer: Layer, times: float) -> list[Part]:
     parts.append(Part(f"attention ({label} layers)", kind, seconds, runs * (again + 1)))
     rotates = layer.has_rope and job.model.positions is PositionKind.ROPE
     if rotates and job.chip.platform == "tpu":
-        seconds = _rotation_seconds(job, work) * scale * slowdown
-        parts.append(Part(f"rotation ({label} layers)", "matmul", seconds, 3 * runs))
+        passes = 2 + _rotates_again(job, work)
+        seconds = passes * _rotation_seconds(job, work) * scale * slowdown
+        parts.append(Part(f"rotation ({label} layers)", "matmul", seconds, passes * runs))
     seconds = elementwise_seconds(job, _elementwise_bytes(job, work)) * scale * slowdown
     parts.append(Part(f"element-wise ({label} layers)", "other", seconds, runs))
     return parts
@@ -96,8 +97,14 @@ def _in_kernel(job: Job, matmul: Matmul) -> bool:
     return matmul.grouped and job.chip.platform == "tpu"
 
 
+def _rotates_again(job: Job, work: LayerWork) -> bool:
+    """Whether the backward pass repeats RoPE: queries and keys are kept behind it, or before their norms."""
+    kept = work.kept_names
+    return kept is not None and (job.model.qk_norm or "query" not in kept)
+
+
 def _rotation_seconds(job: Job, work: LayerWork) -> float:
-    """Of RoPE, forward, again and backward: products of every head with a square of its width.
+    """Of RoPE, once: products of every head with a square of its width.
 
     Latent attention rotates a part of each query that lies by itself, and a key that the heads share.
     """
@@ -107,7 +114,7 @@ def _rotation_seconds(job: Job, work: LayerWork) -> float:
     width = round(rotated_dim(model)) if is_latent else model.head_dim
     keys = 1 if is_latent else model.num_kv_heads
     rows = work.widths["query"] / model.head_dim * (1 + keys / model.num_heads)
-    return 3 * _seconds(job, rows, width, width)
+    return _seconds(job, rows, width, width)
 
 
 def elementwise_seconds(job: Job, moved: float) -> float:

@@ -215,3 +215,22 @@ def test_rotations_are_counted_where_a_model_has_them(model, rotates):
     config = load_config([f"models/{model}", "data/books", "hardware/v5p"], overrides)
     plan = analytic_plan(config, parse_topology("v5p-128"))
     assert any("rotation" in operation.name for operation in plan.operations) is rotates
+
+
+@pytest.mark.parametrize(
+    ("model", "policy", "passes"),
+    [
+        ("llama3-8b", "none", 2),
+        ("llama3-8b", "matmuls", 2),  # the rotated queries are kept
+        ("llama3-8b", "full", 3),
+        ("qwen3-0.6b", "none", 2),
+        ("qwen3-0.6b", "matmuls", 3),  # those before their norm are kept
+    ],
+)
+def test_a_rotation_runs_again_where_its_result_is_not_kept(model, policy, passes):
+    overrides = ["data.batch_size=128", "train.duration=100 steps"]
+    overrides.append(f"parallel.rematerialization={policy}")
+    config = load_config([f"models/{model}", "data/books", "hardware/v5p"], overrides)
+    plan = analytic_plan(config, parse_topology("v5p-128"))
+    (rotation,) = [o for o in plan.operations if "rotation" in o.name]
+    assert rotation.times == passes * config.model.num_layers
