@@ -19,6 +19,7 @@ from maxlm.plan.arithmetic.attention_time import attention_time
 from maxlm.plan.arithmetic.habits import (
     ELEMENTWISE_BYTES_PER_CYCLE,
     ELEMENTWISE_GPU,
+    GROUPED_ROWS,
     GROUPED_TPU,
     PASSES,
     PASSES_GPU,
@@ -88,8 +89,14 @@ def _of_layer(job: Job, layer: Layer, times: float) -> list[Part]:
 
 def matmul_seconds(job: Job, matmul: Matmul) -> float:
     """One pass of a matmul on a device."""
-    seconds = _seconds(job, matmul.rows, matmul.inputs, matmul.outputs)
-    return seconds * habits_of(job).matmul / GROUPED_TPU if _in_kernel(job, matmul) else seconds
+    if not _in_kernel(job, matmul):
+        return _seconds(job, matmul.rows, matmul.inputs, matmul.outputs)
+    # A tile of rows in which an expert's end is multiplied once more, whole.
+    assert job.model.num_experts
+    groups = job.model.num_experts // job.mesh["expert"]
+    rows = matmul.rows + GROUPED_ROWS * (groups - 1)
+    flops = 2.0 * rows * matmul.inputs * matmul.outputs
+    return flops / (job.chip.peak * GROUPED_TPU[job.chip.name])
 
 
 def _in_kernel(job: Job, matmul: Matmul) -> bool:

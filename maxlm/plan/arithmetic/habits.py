@@ -18,8 +18,11 @@ MATMUL_TPU_NARROW = 0.89
 MATMUL_V6E = 0.83
 MATMUL_V6E_NARROW = 0.73
 VMEM_OPTION = "xla_tpu_scoped_vmem_limit_kib"
-# Grouped matmuls of experts, in their kernel: qwen3-30b-a3b on v5p, 512 rows an expert on average.
-GROUPED_TPU = 0.55
+# Grouped matmuls of experts, in their kernel: of the peak over the tiles that they visit, forward and backward
+# together, by the kernel's schedules (tools/compare_grouped_tiles.py). Tiles have so many rows.
+GROUPED_TPU = {"v5p": 0.88, "v5e": 0.88, "v6e": 0.48}
+GROUPED_TPU |= {"v4": GROUPED_TPU["v5p"], "tpu7x": GROUPED_TPU["v6e"]}  # not measured
+GROUPED_ROWS = 256
 # Large bfloat16 matmuls of cuBLAS on H100 (about 700 of 989 TFLOP/s under its power limit; NVIDIA's and
 # others' published figures). Not measured here.
 MATMUL_GPU = 0.70

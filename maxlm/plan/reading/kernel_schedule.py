@@ -3,7 +3,8 @@
 In: a `KernelCall`, which carries the kernel's code, and the chip; out: seconds of one call. A TPU issues a
 bundle of instructions a cycle, and the schedule of a kernel is the straight line of one block of its grid:
 seconds = bundles × blocks that the mask leaves ÷ (TensorCores × clock). All predicated branches count,
-waiting for memory does not. A child process compiles (`kernel_worker.py`, about ten seconds), because the
+waiting for memory does not. Where the grid depends on data, only a grouped matmul is scheduled
+(`grouped_kernels.py`). A child process compiles (`kernel_worker.py`, about ten seconds), because the
 compiler reads where to write its schedules when it starts; the result is kept in the user's cache, by the
 kernel's code, its arrays, the chip and libtpu's version.
 """
@@ -11,6 +12,7 @@ kernel's code, its arrays, the chip and libtpu's version.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -22,9 +24,12 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from maxlm.errors import PlanError, StorageError
 from maxlm.parallel.chips import Chip
+from maxlm.plan.reading import grouped_kernels
+from maxlm.plan.reading.grouped_kernels import grouped_seconds, is_grouped
 from maxlm.plan.reading.kernels import KernelCall, KernelTime, executed_share, seconds_by_rule
 from maxlm.storage import read_text, write_text
 
@@ -39,11 +44,13 @@ class Schedule:
 
     Attributes:
         bundles: of one block of the grid, the start and the end of the kernel included.
-        grid: blocks along each dim.
+        grid: blocks along each dim; below 0 where that depends on data.
+        windows: what a block sees of each operand and result.
     """
 
     bundles: int
     grid: tuple[int, ...]
+    windows: tuple[tuple[int, ...], ...] = ()
 
 
 def scheduled_seconds(call: KernelCall, chip: Chip) -> KernelTime:
@@ -58,12 +65,15 @@ def scheduled_seconds(call: KernelCall, chip: Chip) -> KernelTime:
     except PlanError as error:
         by_rule = seconds_by_rule(call, chip)
         return KernelTime(by_rule.seconds, f"{by_rule.how} ({error})")
-    return KernelTime(seconds_by_schedule(schedule, call, chip), HOW)
+    how = grouped_kernels.HOW if is_grouped(call) else HOW
+    return KernelTime(seconds_by_schedule(schedule, call, chip), how)
 
 
 def seconds_by_schedule(schedule: Schedule, call: KernelCall, chip: Chip) -> float:
     """Bundles × executed blocks over the chip's TensorCores and clock."""
     assert chip.clock
+    if is_grouped(call):
+        return grouped_seconds(schedule.bundles, schedule.grid, schedule.windows, call, chip)
     blocks = math.prod(schedule.grid) * executed_share(call)
     return schedule.bundles * blocks / (chip.cores * chip.clock)
 
@@ -77,7 +87,7 @@ def schedule_kernel(call: KernelCall, chip: Chip, *, folder: str | None = None) 
         folder: where schedules are kept; None: `maxlm/kernels` in the user's cache.
 
     Raises:
-        PlanError: its grid depends on data, or the compiler refuses it; what is said stands after
+        PlanError: its grid depends on data in no way that is known, or the compiler refuses it; what is said stands after
             "by their FLOPs …" in a plan's notes.
     """
     odd = next((a.dtype for a in call.operands if a.dtype not in _KNOWN_DTYPES), None)
@@ -88,11 +98,11 @@ def schedule_kernel(call: KernelCall, chip: Chip, *, folder: str | None = None) 
     path = os.path.join(folder or default_folder(), f"{name}.json")
     try:
         kept = json.loads(read_text(path))
-        return Schedule(int(kept["bundles"]), tuple(int(n) for n in kept["grid"]))
+        return _schedule(kept["bundles"], kept)
     except (StorageError, ValueError, KeyError, TypeError):
         pass  # not there, or damaged: compile anew
     schedule = _compiled(job, call.name)
-    kept = {"kernel": call.name, "bundles": schedule.bundles, "grid": schedule.grid}
+    kept = {"kernel": call.name, **dataclasses.asdict(schedule)}
     # A cache that cannot be written costs time, and nothing else.
     with contextlib.suppress(StorageError):
         write_text(path, json.dumps(kept))
@@ -135,6 +145,7 @@ def _job(call: KernelCall, chip: Chip) -> dict[str, object]:
         "operands": [(a.dtype, a.dims) for a in call.operands],
         "results": [(a.dtype, a.dims) for a in call.results],
         "chip": chip.name,
+        "grouped": is_grouped(call),
     }
 
 
@@ -171,10 +182,15 @@ def _compiled(job: dict[str, object], name: str) -> Schedule:
             )
         if "error" in said:
             raise PlanError(f"{name} not scheduled: {said['error']}")
-        return Schedule(read_bundles(folder), tuple(said["grid"]))
+        return _schedule(read_bundles(folder), said)
 
 
-def _last_json(text: str) -> dict[str, list[int]] | None:
+def _schedule(bundles: int, found: dict[str, Any]) -> Schedule:
+    windows = tuple(tuple(int(n) for n in window) for window in found["windows"])
+    return Schedule(int(bundles), tuple(int(n) for n in found["grid"]), windows)
+
+
+def _last_json(text: str) -> dict[str, Any] | None:
     for line in reversed(text.splitlines()):
         if line.startswith("{"):
             return dict(json.loads(line))

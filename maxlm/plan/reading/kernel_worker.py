@@ -1,8 +1,8 @@
 """The child process that compiles one Pallas kernel for a described TPU, so that its schedule is written.
 
-In: on standard input, JSON with the kernel's `config`, its `operands` and `results` as (dtype, dims), and the
-`chip`; `LIBTPU_INIT_ARGS` says where schedules go. Out: on standard output, JSON with the kernel's `grid`, or
-with an `error`.
+In: on standard input, JSON with the kernel's `config`, its `operands` and `results` as (dtype, dims), the `chip`,
+and whether it is a `grouped` matmul; `LIBTPU_INIT_ARGS` says where schedules go. Out: on standard output, JSON
+with the kernel's `grid` and its `windows`, or with an `error`.
 """
 
 from __future__ import annotations
@@ -29,19 +29,22 @@ _DTYPES = {
 def main() -> None:
     """Read a job, compile it, print its grid."""
     job = json.load(sys.stdin)
-    grid = kernel_grid(job["config"]["body"])
-    if any(size < 0 for size in grid):
+    grid, windows = kernel_grid(job["config"]["body"])
+    if any(size < 0 for size in grid) and not job["grouped"]:
         print(json.dumps({"error": f"its grid depends on data ({_sizes(grid)})"}))
         return
     compile_kernel(job)
-    print(json.dumps({"grid": grid}))
+    print(json.dumps({"grid": grid, "windows": windows}))
 
 
-def kernel_grid(body: str) -> list[int]:
-    """Blocks along each dim of a kernel's grid; below 0 where that depends on data.
+def kernel_grid(body: str) -> tuple[list[int], list[list[int]]]:
+    """Blocks along each dim of a kernel's grid, and what a block sees of each operand and result.
 
     Args:
         body: the kernel's code, base64 of MLIR's bytecode.
+
+    Returns:
+        sizes, below 0 where they depend on data, and those of each window.
     """
     # Pallas has no public way to read a kernel that is compiled already.
     from jax._src.lib import tpu
@@ -54,8 +57,14 @@ def kernel_grid(body: str) -> list[int]:
         for operation in module.body.operations:
             attributes = operation.operation.attributes
             if "iteration_bounds" in attributes:
-                return [int(size) for size in ir.DenseI64ArrayAttr(attributes["iteration_bounds"])]
-    return []
+                windows = [
+                    [int(size) for size in ir.DenseI64ArrayAttr(window["window_bounds"])]
+                    for window in map(ir.DictAttr, attributes["window_params"])
+                    if "window_bounds" in window
+                ]
+                bounds = ir.DenseI64ArrayAttr(attributes["iteration_bounds"])
+                return [int(size) for size in bounds], windows
+    return [], []
 
 
 def compile_kernel(job: dict[str, Any]) -> None:

@@ -10,9 +10,11 @@ import pytest
 from maxlm.config.expert_layers import layers_of
 from maxlm.config.load import load_config
 from maxlm.errors import ParallelError
+from maxlm.kernels.grouped_matmul import megablox
 from maxlm.model.count import count_matmul_parameters, train_flops_per_token
 from maxlm.plan.arithmetic.attention_time import attention_time
 from maxlm.plan.arithmetic.estimate import analytic_plan
+from maxlm.plan.arithmetic.habits import GROUPED_ROWS
 from maxlm.plan.arithmetic.job import job_of
 from maxlm.plan.arithmetic.layer_work import layer_work
 from maxlm.plan.arithmetic.links import bandwidth, torus_links
@@ -234,3 +236,17 @@ def test_a_rotation_runs_again_where_its_result_is_not_kept(model, policy, passe
     plan = analytic_plan(config, parse_topology("v5p-128"))
     (rotation,) = [o for o in plan.operations if "rotation" in o.name]
     assert rotation.times == passes * config.model.num_layers
+
+
+def test_smaller_micro_batches_of_experts_visit_more_tiles():
+    assert GROUPED_ROWS == megablox.ROWS
+    presets = ["models/qwen3-30b-a3b", "data/books", "hardware/v5p"]
+
+    def kernels(accumulation):
+        overrides = ["data.batch_size=256", f"train.accumulation={accumulation}", *BUDGET]
+        plan = analytic_plan(load_config(presets, overrides), parse_topology("v5p-128"))
+        return sum(o.seconds for o in plan.operations if o.name.startswith("mlp"))
+
+    # 2 rows of 4096 tokens to 8 of 128 experts: 512 each, and 255 more at its end; twice as many with half.
+    rows, ends = 2 * 4096 * 8, 127 * GROUPED_ROWS
+    assert kernels(2) / kernels(1) == pytest.approx((rows + ends) / (rows + ends / 2))

@@ -1,0 +1,56 @@
+"""Seconds of a grouped matmul's kernel: its schedule × the tiles of rows that its groups visit.
+
+In: the schedule of one block of its grid, whose size depends on how rows fall into groups; out: seconds of a call
+where as many groups as can end inside tiles. A tile in which a group ends is computed once for each group
+in it, whole. The kernels are JAX's megablox: `gmm` has the grid (columns, visits, depth), `tgmm`, which makes
+the matrices' gradient, (columns, depth, visits).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from maxlm.parallel.chips import Chip
+from maxlm.plan.reading.kernels import KernelCall
+
+HOW = "their own schedules × the tiles that their groups visit, at least the matrix unit's time"
+
+
+def is_grouped(call: KernelCall) -> bool:
+    """Whether a call multiplies rows with a matrix of their group."""
+    return "gmm" in call.name
+
+
+def grouped_seconds(
+    bundles: int,
+    grid: Sequence[int],
+    windows: Sequence[Sequence[int]],
+    call: KernelCall,
+    chip: Chip,
+) -> float:
+    """Of one call.
+
+    Args:
+        bundles: scheduled of one block.
+        grid: blocks along each dim; below 0 where that depends on the groups.
+        windows: what a block sees of each operand and result.
+        call: of the kernel.
+        chip: that runs it.
+    """
+    assert chip.clock
+    floats = [a for a in (*call.operands, *call.results) if a.dtype in ("bf16", "f32", "f16")]
+    left = floats[0]
+    groups = next(a.dims[0] for a in floats if len(a.dims) == 3)
+    (rows, depth), columns = windows[0], windows[-1][-1]
+    visits = -(-left.dims[0] // rows) + groups - 1
+    # Only tiles of columns are divided among TensorCores.
+    sizes = [size if size > 0 else visits for size in grid]
+    blocks = -(-sizes[0] // chip.cores) * math.prod(sizes[1:])
+    # The code has its matmul twice where a sum goes over several tiles: with and without the end.
+    copies = 2 if grid[-1] > 1 else 1
+    by_unit = 2.0 * rows * depth * columns * chip.cores * chip.clock / chip.peak
+    seconds = blocks * max(bundles / copies, by_unit) / chip.clock
+    # Rows are read again for every tile of columns.
+    moved = call.moved_bytes + (sizes[0] - 1) * left.bytes
+    return max(seconds, moved / chip.memory_bandwidth)
