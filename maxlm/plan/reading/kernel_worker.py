@@ -57,14 +57,16 @@ def kernel_grid(body: str) -> tuple[list[int], list[list[int]]]:
         for operation in module.body.operations:
             attributes = operation.operation.attributes
             if "iteration_bounds" in attributes:
-                windows = [
-                    [int(size) for size in ir.DenseI64ArrayAttr(window["window_bounds"])]
-                    for window in map(ir.DictAttr, attributes["window_params"])
-                    if "window_bounds" in window
-                ]
-                bounds = ir.DenseI64ArrayAttr(attributes["iteration_bounds"])
-                return [int(size) for size in bounds], windows
+                windows = [ir.DictAttr(window) for window in attributes["window_params"]]
+                bounds = [w["window_bounds"] for w in windows if "window_bounds" in w]
+                return _numbers(attributes["iteration_bounds"]), [_numbers(b) for b in bounds]
     return [], []
+
+
+def _numbers(attribute: Any) -> list[int]:
+    from jax._src.lib.mlir import ir
+
+    return [int(number) for number in ir.DenseI64ArrayAttr(attribute)]
 
 
 def compile_kernel(job: dict[str, Any]) -> None:
