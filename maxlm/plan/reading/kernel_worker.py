@@ -57,7 +57,7 @@ def kernel_grid(body: str) -> tuple[list[int], list[list[int]]]:
         for operation in module.body.operations:
             attributes = operation.operation.attributes
             if "iteration_bounds" in attributes:
-                windows = [ir.DictAttr(window) for window in attributes["window_params"]]
+                windows = [ir.DictAttr(w) for w in ir.ArrayAttr(attributes["window_params"])]
                 bounds = [w["window_bounds"] for w in windows if "window_bounds" in w]
                 return _numbers(attributes["iteration_bounds"]), [_numbers(b) for b in bounds]
     return [], []
