@@ -15,11 +15,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from maxlm.kernels.experts.sorting import collect, sort_visits, spread, weighted_sum
+from maxlm.kernels.experts.sorting import Sorted, combine, sort_visits, spread
 
-# (rows sorted by local expert, rows of each) -> rows
-GroupedMLP = Callable[[jax.Array, jax.Array], jax.Array]
+# (number of copies -> rows [R, D] sorted by local expert, the weight of each [R, 1], rows of each expert)
+# -> rows, weighted
+GroupedMLP = Callable[
+    [Callable[[int], tuple[jax.Array, ...]], jax.Array, jax.Array],
+    jax.Array,
+]
 
 
 def on_one_device(
@@ -45,8 +50,8 @@ def on_one_device(
         `[N, D]`.
     """
     visits = sort_visits(chosen, num_experts, rows=rows)
-    out = mlp(spread(x, visits.order, visits.place), visits.sizes)
-    return weighted_sum(collect(out, visits.order, visits.place), scores)
+    out = mlp(partial(spread, x, visits), _in_order(scores, visits), visits.sizes)
+    return combine(out, visits, x.shape[0])
 
 
 def gather(
@@ -66,6 +71,7 @@ def gather(
     x, chosen, scores = (
         jax.lax.all_gather(array, axis, tiled=True) for array in (x, chosen, scores)
     )
+    x = checkpoint_name(x, "expert_rows")
     mine = chosen - jax.lax.axis_index(axis) * local
     mine = jnp.where((mine >= 0) & (mine < local), mine, local)
     rows = x.shape[0] * min(chosen.shape[1], local)
@@ -90,18 +96,26 @@ def all_to_all(
     sent = jax.lax.all_gather(visits.sizes, axis).reshape(devices, devices, local)
     route = _route(sent.sum(2), me)
     most = devices * x.shape[0] * min(chosen.shape[1], local)
-    rows = spread(x, visits.order, visits.place)
-    received = _deliver(rows, route, most, axis)
+    (rows,), weights = spread(x, visits), _in_order(scores, visits)
+    received = checkpoint_name(_deliver(rows, route, most, axis), "expert_rows")
+    weights = _deliver(weights, route, most, axis)
 
     # What came is sorted by sender and then by expert.
     by_sender = sent[:, me].reshape(-1)  # [senders · local experts]
     run = jnp.searchsorted(jnp.cumsum(by_sender), jnp.arange(most), side="right")
     expert = jnp.where(run < devices * local, run % local, local)
     inner = sort_visits(expert[:, None], local)
-    out = mlp(spread(received, inner.order, inner.place), inner.sizes)
-    out = collect(out, inner.order, inner.place)
+    (weights,) = spread(weights, inner)
+    out = mlp(partial(spread, received, inner), weights, inner.sizes)
+    out = combine(out, inner, most)
     back = _deliver(out, route.back, rows.shape[0], axis)
-    return weighted_sum(collect(back, visits.order, visits.place), scores)
+    return combine(back, visits, x.shape[0])
+
+
+def _in_order(scores: jax.Array, visits: Sorted) -> jax.Array:
+    """The weight of each row: `[N, k]` → `[R, 1]`."""
+    (weights,) = spread(scores.reshape(-1, 1), visits)
+    return weights
 
 
 class _Route(NamedTuple):

@@ -29,50 +29,59 @@ class ExpertWeights(NamedTuple):
     down: ExpertLinear
 
 
-Linear = Callable[[jax.Array, ExpertLinear], jax.Array]  # rows -> rows
+# (rows, map of each expert, weight of each row or None) -> rows
+Linear = Callable[[jax.Array, ExpertLinear, jax.Array | None], jax.Array]
 
 
 def grouped_mlp(
-    rows: jax.Array,
+    rows_for: Callable[[int], tuple[jax.Array, ...]],
+    scores: jax.Array,
     sizes: jax.Array,
     weights: ExpertWeights,
     *,
     hidden_of: Hidden,
     matmul: GroupedMatmul,
 ) -> jax.Array:
-    """Each expert's MLP on its own rows.
+    """Each expert's MLP on its own rows, weighted.
+
+    The weights multiply the hidden width, which is narrower, and whose product with its gradient is theirs: so no
+    expert's output has to be kept for them.
 
     Args:
-        rows: `[R, D]`, sorted by expert.
+        rows_for: for a number of maps that read them, as many equal `[R, D]`, sorted by expert.
+        scores: `[R, 1]`, the weight of each row, float32 or wider.
         sizes: `[E]` int32, rows of each expert.
         weights: of the experts.
         hidden_of: the hidden width from the gate, None where there is none, and the up projection.
         matmul: a grouped matmul.
 
     Returns:
-        `[R, D]`; zeros past the last expert's rows.
+        `[R, D]`; anything past the last expert's rows.
     """
-    expert = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(rows.shape[0]), side="right")
+    expert = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(scores.shape[0]), side="right")
 
     def of_rows(vectors: jax.Array) -> jax.Array:
         # A row of zeros for the rows past the last expert's.
         return jnp.pad(vectors, ((0, 1), (0, 0)))[expert]
 
-    def linear(x: jax.Array, each: ExpertLinear) -> jax.Array:
+    def linear(x: jax.Array, each: ExpertLinear, scores: jax.Array | None) -> jax.Array:
+        if scores is not None:
+            x = (x * scores).astype(x.dtype)
         y = matmul(x, each.kernel, sizes)
         if each.scale is not None:
             y = y * of_rows(each.scale)
         if each.bias is not None:
-            y = y + of_rows(each.bias)
+            bias = of_rows(each.bias)
+            y = y + (bias if scores is None else bias * scores)
         return y.astype(x.dtype)
 
-    return _mlp(rows, weights, hidden_of, linear)
+    return _mlp(rows_for(1 if weights.gate is None else 2), weights, hidden_of, linear, scores)
 
 
 def equal_mlp(rows: jax.Array, weights: ExpertWeights, *, hidden_of: Hidden) -> jax.Array:
     """Each expert's MLP on equally many rows, `[E, R, D]` → `[E, R, D]`."""
 
-    def linear(x: jax.Array, each: ExpertLinear) -> jax.Array:
+    def linear(x: jax.Array, each: ExpertLinear, scores: jax.Array | None) -> jax.Array:
         y = jnp.einsum("erk,ekn->ern", x, each.kernel.astype(x.dtype))
         if each.scale is not None:
             y = y * each.scale[:, None]
@@ -80,16 +89,21 @@ def equal_mlp(rows: jax.Array, weights: ExpertWeights, *, hidden_of: Hidden) -> 
             y = y + each.bias[:, None]
         return y.astype(x.dtype)
 
-    return _mlp(rows, weights, hidden_of, linear)
-
-
-def _mlp(rows: jax.Array, weights: ExpertWeights, hidden_of: Hidden, linear: Linear) -> jax.Array:
-    # Named for rematerialisation, these too: rows may have come from other devices.
+    # Named for rematerialisation: rows may have come from other devices, and the output is needed for the
+    # gradient of the scores.
     rows = checkpoint_name(rows, "expert_rows")
-    up = checkpoint_name(linear(rows, weights.up), "mlp_up")
+    return checkpoint_name(_mlp((rows, rows), weights, hidden_of, linear, None), "mlp_projected")
+
+
+def _mlp(
+    rows: tuple[jax.Array, ...],
+    weights: ExpertWeights,
+    hidden_of: Hidden,
+    linear: Linear,
+    scores: jax.Array | None,
+) -> jax.Array:
+    up = checkpoint_name(linear(rows[0], weights.up, None), "mlp_up")
     gate = None
     if weights.gate is not None:
-        gate = checkpoint_name(linear(rows, weights.gate), "mlp_gate")
-    hidden = hidden_of(gate, up)
-    # Needed for the gradient of the scores, by which it is multiplied.
-    return checkpoint_name(linear(hidden, weights.down), "mlp_projected")
+        gate = checkpoint_name(linear(rows[1], weights.gate, None), "mlp_gate")
+    return linear(hidden_of(gate, up), weights.down, scores)

@@ -1,4 +1,4 @@
-"""Bringing the rows of each expert together, and back in order; both ways by gathers alone.
+"""Bringing the rows of each expert together, and adding up what returns; both ways by gathers alone.
 
 The gradient of a gather is a scatter with sums, which a TPU does slowly. Here each direction is the
 other's gradient, because the order is a permutation whose inverse is known.
@@ -6,6 +6,7 @@ other's gradient, because the order is a permutation whose inverse is known.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -39,47 +40,56 @@ def sort_visits(chosen: jax.Array, num_experts: int, *, rows: int | None = None)
     return Sorted(order[:rows], place, sizes)
 
 
-@jax.custom_vjp
-def spread(x: jax.Array, order: jax.Array, place: jax.Array) -> jax.Array:
-    """Rows of visits: `x [N, D]` → `[R, D]`, a token once for each of its visits."""
-    visits = place.shape[0] // x.shape[0]
-    return x[order // visits]
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def spread(x: jax.Array, visits: Sorted, copies: int = 1) -> tuple[jax.Array, ...]:
+    """Rows of visits: `x [N, D]` → `[R, D]`, a token once for each of its visits.
+
+    There are as many equal results as maps that read them: their gradients are then added up while they are
+    gathered, and not in a pass of its own over all rows.
+    """
+    rows = x[visits.order // (visits.place.shape[0] // x.shape[0])]
+    return (rows,) * copies
 
 
-def _spread_forward(x: jax.Array, order: jax.Array, place: jax.Array) -> tuple[jax.Array, Any]:
-    return spread(x, order, place), (order, place, x.shape[0])
+def _spread_forward(x: jax.Array, visits: Sorted, copies: int) -> tuple[tuple[jax.Array, ...], Any]:
+    return spread(x, visits, copies), (visits, x.shape[0])
 
 
-def _spread_backward(residuals: Any, dy: jax.Array) -> tuple[jax.Array, None, None]:
-    order, place, tokens = residuals
-    by_visit = collect(dy, order, place).reshape(tokens, -1, dy.shape[-1])
-    return by_visit.sum(1), None, None
+def _spread_backward(
+    copies: int, residuals: Any, dy: tuple[jax.Array, ...]
+) -> tuple[jax.Array, None]:
+    return _combined(dy, *residuals), None
 
 
 spread.defvjp(_spread_forward, _spread_backward)
 
 
-@jax.custom_vjp
-def collect(rows: jax.Array, order: jax.Array, place: jax.Array) -> jax.Array:
-    """Rows in the order of visits: `rows [R, D]` → `[N·k, D]`; zeros for visits without a row."""
-    if rows.shape[0] == place.shape[0]:
-        return rows[place]
-    return jnp.where((place < rows.shape[0])[:, None], rows[place], 0)
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def combine(rows: jax.Array, visits: Sorted, tokens: int) -> jax.Array:
+    """The sum of each token's rows: `rows [R, D]` → `[N, D]`, in float32 or wider.
+
+    Rows past the last expert's may hold anything, NaN included: nothing reads them but this.
+    """
+    return _combined((rows,), visits, tokens)
 
 
-def _collect_forward(rows: jax.Array, order: jax.Array, place: jax.Array) -> tuple[jax.Array, Any]:
-    return collect(rows, order, place), order
+def _combine_forward(rows: jax.Array, visits: Sorted, tokens: int) -> tuple[jax.Array, Any]:
+    return combine(rows, visits, tokens), visits
 
 
-def _collect_backward(order: jax.Array, dy: jax.Array) -> tuple[jax.Array, None, None]:
-    return dy[order], None, None
+def _combine_backward(tokens: int, visits: Sorted, dy: jax.Array) -> tuple[jax.Array, None]:
+    return spread(dy, visits)[0], None
 
 
-collect.defvjp(_collect_forward, _collect_backward)
+combine.defvjp(_combine_forward, _combine_backward)
 
 
-def weighted_sum(by_visit: jax.Array, scores: jax.Array) -> jax.Array:
-    """Add up a token's experts: `[N·k, D]` by their scores `[N, k]` → `[N, D]`, in float32."""
-    tokens, visits = scores.shape
-    wide = by_visit.reshape(tokens, visits, -1).astype(scores.dtype)
-    return jnp.sum(wide * scores[..., None], axis=1).astype(by_visit.dtype)
+def _combined(each: tuple[jax.Array, ...], visits: Sorted, tokens: int) -> jax.Array:
+    has_row = (visits.place < visits.sizes.sum()).reshape(tokens, -1, 1)
+    wide = jnp.promote_types(each[0].dtype, jnp.float32)
+
+    def by_token(rows: jax.Array) -> jax.Array:
+        return rows[visits.place].reshape(*has_row.shape[:2], -1).astype(wide)
+
+    total = sum(map(by_token, each[1:]), by_token(each[0]))
+    return jnp.sum(jnp.where(has_row, total, 0), axis=1).astype(each[0].dtype)

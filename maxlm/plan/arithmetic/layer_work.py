@@ -64,6 +64,7 @@ class LayerWork:
         matmuls: of the forward pass.
         widths: elements that a policy can keep, by name.
         inner: elements of every intermediate, as the policy `none` keeps them.
+        rows: elements of the rows of experts, in the residual width; 0: there are none.
         seen: tokens that one attends to at most.
         policy: what the backward pass computes again.
         itemsize: bytes of an element.
@@ -72,6 +73,7 @@ class LayerWork:
     matmuls: tuple[Matmul, ...]
     widths: dict[str, float]
     inner: float
+    rows: float
     seen: int
     policy: Rematerialization
     itemsize: int
@@ -138,15 +140,15 @@ def layer_work(job: Job, layer: Layer) -> LayerWork:
         "attention_lse": tokens * model.num_heads / tensor,
         "attention_projected": tokens * embed,
     }
-    mlp, mlp_widths, hidden = _mlp(job, layer, tokens, post)
+    mlp, mlp_widths, hidden, rows = _mlp(job, layer, tokens, post)
     widths |= mlp_widths
     # Beside what has a name: what norms, rotations and activations keep, some of it in float32. Found
     # in three compiled programs: docs/memory.md, `none` against `matmuls`, and two small ones.
     inner = 8 * tokens * embed + 2 * tokens * (query + key) * lanes + 4 * hidden
-    inner += sum(widths.values())
+    inner += sum(widths.values()) + rows
     local = layer.span is AttentionSpan.LOCAL and model.attention_window
     seen = min(job.length, model.attention_window or job.length) if local else job.length
-    return LayerWork(tuple(matmuls + mlp), widths, inner, seen, job.policy, itemsize(job))
+    return LayerWork(tuple(matmuls + mlp), widths, inner, rows, seen, job.policy, itemsize(job))
 
 
 def _latent_maps(
@@ -169,8 +171,8 @@ def itemsize(job: Job) -> int:
 
 def _mlp(
     job: Job, layer: Layer, tokens: float, post: bool
-) -> tuple[list[Matmul], dict[str, float], float]:
-    """Matmuls of the MLP or the experts, what they can keep, and elements of the hidden width."""
+) -> tuple[list[Matmul], dict[str, float], float, float]:
+    """Matmuls of the MLP or the experts, what they can keep, elements of the hidden width and of experts' rows."""
     model, tensor, embed = job.model, job.mesh["tensor"], job.model.embed_dim
     gated = model.mlp.is_gated
     if not layer.has_experts:
@@ -179,12 +181,14 @@ def _mlp(
         matmuls = _projections(tokens, embed, width, gated, post)
         hidden = tokens * width
         widths = {"mlp_up": hidden} | ({"mlp_gate": hidden} if gated else {})
-        return matmuls, widths | ({"mlp_projected": tokens * embed} if post else {}), hidden
+        return matmuls, widths | ({"mlp_projected": tokens * embed} if post else {}), hidden, 0.0
     assert model.num_experts and model.expert_mlp_dim
     width = model.expert_mlp_dim / tensor
     visits = tokens * model.experts_per_token  # on average: as many come as go
     matmuls = [Matmul("router_logits", tokens, embed, model.num_experts)]
-    matmuls += _projections(visits, embed, width, gated, True, grouped=True)
+    # With a capacity the scores multiply the output, whose product with its gradient is theirs.
+    has_places = model.capacity_factor is not None
+    matmuls += _projections(visits, embed, width, gated, post or has_places, grouped=True)
     # Buffers hold the worst case: every token of the axis visits experts of this device.
     expert = job.mesh["expert"]
     most = min(model.experts_per_token, model.num_experts // expert)
@@ -192,16 +196,20 @@ def _mlp(
     if model.capacity_factor is not None:
         rows = visits * model.capacity_factor
     hidden = rows * width
-    widths = {"router_logits": tokens * model.num_experts, "expert_rows": rows * embed}
-    widths |= {"mlp_up": hidden, "mlp_projected": rows * embed}
+    widths = {"router_logits": tokens * model.num_experts, "mlp_up": hidden}
     widths |= {"mlp_gate": hidden} if gated else {}
+    if has_places:
+        widths |= {"expert_rows": rows * embed, "mlp_projected": rows * embed}
+    elif expert > 1:
+        # Of tokens that came whole, rows are made again.
+        widths["expert_rows"] = (rows if job.rows_travel else tokens * expert) * embed
     if model.shared_experts:
         shared = model.shared_experts * width
         matmuls += _projections(tokens, embed, shared, gated, post)
         hidden += tokens * shared
         for name in ("mlp_up", "mlp_gate")[: 1 + gated]:
             widths[name] += tokens * shared
-    return matmuls, widths, hidden
+    return matmuls, widths, hidden, rows * embed
 
 
 def _projections(

@@ -141,14 +141,15 @@ def _layer(traffic: _Traffic, layer: Layer, times: float) -> None:
         again = 1 + work.attention_runs_again
         _context(traffic, part, times, again)
     if layer.has_experts and job.mesh["expert"] > 1:
-        again = 4 + ("mlp_projected" in repeated) * 2
+        kept = work.kept_names
+        again = kept is not None and "expert_rows" not in kept
         if job.rows_travel:
             rows = stream * job.model.experts_per_token
-            traffic.add("rows of experts", "all-to-all", ("expert",), rows, again * times)
+            traffic.add("rows of experts", "all-to-all", ("expert",), rows, (4 + again) * times)
             return
         whole = stream * job.mesh["expert"]
-        traffic.add("tokens to all experts", "all-gather", ("expert",), whole, again / 2 * times)
-        traffic.add("sums of experts", "reduce-scatter", ("expert",), whole, again / 2 * times)
+        traffic.add("tokens to all experts", "all-gather", ("expert",), whole, (2 + again) * times)
+        traffic.add("sums of experts", "reduce-scatter", ("expert",), whole, 2 * times)
 
 
 def _context(traffic: _Traffic, part: float, times: float, again: int) -> None:
