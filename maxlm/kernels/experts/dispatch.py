@@ -182,9 +182,16 @@ def rows_travel(exchange: ExpertExchange, visits: int, devices: int) -> bool:
 def _whole_width(weights: ExpertWeights, hidden_axis: tuple[str, ...] | None) -> ExpertWeights:
     """Gather the residual width of the matrices; the last bias counts once, not in every shard."""
     width = TABLE["expert_embed"]
+    shards = jax.lax.axis_size(width)
 
     def gathered(each: ExpertLinear, dim: int) -> ExpertLinear:
-        whole = jax.lax.all_gather(each.kernel, width, axis=dim, tiled=True)
+        kernel = each.kernel
+        # Gathering any dim but the first, a TPU copies whole matrices, whose gradients it adds up in another layout
+        # than the kernels'. So experts change places with parts of the width first, which costs a shard.
+        by_expert = shards > 1 and kernel.shape[0] % shards == 0
+        if by_expert:
+            kernel = jax.lax.all_to_all(kernel, width, 0, dim, tiled=True)
+        whole = jax.lax.all_gather(kernel, width, axis=0 if by_expert else dim, tiled=True)
         return each._replace(kernel=whole)
 
     gate = None if weights.gate is None else gathered(weights.gate, 1)
