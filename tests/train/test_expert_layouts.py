@@ -174,6 +174,13 @@ def test_every_layout_equals_one_device(layout, one_device):
         assert_equal(step(layout), one_device())
 
 
+def test_three_experts_on_each_of_four_shards_equal_one_device(one_device):
+    """They cannot change places with parts of their width before they are gathered."""
+    variant = {"num_experts": 6}
+    with jax.enable_x64(True):
+        assert_equal(step({"expert": 2, "fsdp": 4}, variant=variant), one_device(variant=variant))
+
+
 @pytest.mark.campaign
 @pytest.mark.parametrize(
     "layout", [{"expert": 2, "fsdp": 1, "tensor": 2}, {"replica": 4, "fsdp": 1}], ids=str

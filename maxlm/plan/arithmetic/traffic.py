@@ -140,6 +140,11 @@ def _layer(traffic: _Traffic, layer: Layer, times: float) -> None:
     if job.mesh["context"] > 1:
         again = 1 + work.attention_runs_again
         _context(traffic, part, times, again)
+    if layer.has_experts:
+        traffic.add(
+            "parts of experts' matrices", "all-to-all", TABLE["expert_embed"],
+            _exchanged_parts(job), 3 * times,
+        )  # fmt: skip
     if layer.has_experts and job.mesh["expert"] > 1:
         kept = work.kept_names
         again = kept is not None and "expert_rows" not in kept
@@ -150,6 +155,17 @@ def _layer(traffic: _Traffic, layer: Layer, times: float) -> None:
         whole = stream * job.mesh["expert"]
         traffic.add("tokens to all experts", "all-gather", ("expert",), whole, (2 + again) * times)
         traffic.add("sums of experts", "reduce-scatter", ("expert",), whole, 2 * times)
+
+
+def _exchanged_parts(job: Job) -> float:
+    """Bytes of experts' matrices that a device gives others before they are gathered (maxlm/kernels/experts/dispatch.py)."""
+    model, shards = job.model, job.size(*TABLE["expert_embed"])
+    assert model.num_experts and model.expert_mlp_dim
+    experts = model.num_experts // job.mesh["expert"]
+    if experts % shards:
+        return 0.0
+    width = model.expert_mlp_dim / job.mesh["tensor"] * (2 + model.mlp.is_gated)
+    return experts * width * model.embed_dim / shards * itemsize(job)
 
 
 def _context(traffic: _Traffic, part: float, times: float, again: int) -> None:
