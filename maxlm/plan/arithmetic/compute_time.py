@@ -159,7 +159,7 @@ def _elementwise_bytes(job: Job, work: LayerWork) -> float:
     hidden = max(widths["mlp_up"], widths.get("mlp_gate", 0.0))
     # Sorted, spread and collected again; how often was found in qwen3-30b-a3b on v5p (libtpu 0.0.52).
     elements = passes.residual * widths["block_input"] + passes.query * widths["query"]
-    elements += passes.hidden * hidden + 46 * work.rows
+    elements += passes.hidden * hidden + 22 * work.rows
     again = 1.25 if work.repeated else 1.0
     kept = min(work.kept_bytes, 3 * widths["block_input"] * work.itemsize)
     return elements * work.itemsize * again + 2 * kept
