@@ -143,9 +143,10 @@ def layer_work(job: Job, layer: Layer) -> LayerWork:
     mlp, mlp_widths, hidden, rows = _mlp(job, layer, tokens, post)
     widths |= mlp_widths
     # Beside what has a name: what norms, rotations and activations keep, some of it in float32. Found
-    # in three compiled programs: docs/memory.md, `none` against `matmuls`, and two small ones.
+    # in three compiled programs: docs/memory.md, `none` against `matmuls`, and two small ones; of experts in
+    # qwen3-30b-a3b's.
     inner = 8 * tokens * embed + 2 * tokens * (query + key) * lanes + 4 * hidden
-    inner += sum(widths.values()) + rows
+    inner += sum(widths.values()) + 8 * rows
     local = layer.span is AttentionSpan.LOCAL and model.attention_window
     seen = min(job.length, model.attention_window or job.length) if local else job.length
     return LayerWork(tuple(matmuls + mlp), widths, inner, rows, seen, job.policy, itemsize(job))
