@@ -13,6 +13,7 @@ from maxlm.config.mesh_axes import MESH_AXES
 from maxlm.config.schema import ExpertExchange, ExpertMatmul
 from maxlm.kernels.experts.dispatch import WEIGHT_AXES, ExpertKernels, apply_experts
 from maxlm.kernels.experts.mlp import ExpertLinear, ExpertWeights
+from maxlm.kernels.grouped_matmul.megablox import megablox
 from maxlm.parallel.axes import sharding
 from maxlm.plan.topology import parse_topology
 from tests.cases import campaign
@@ -92,3 +93,18 @@ def test_where_a_token_visits_as_many_experts_as_there_are_devices_all_tokens_ar
 def test_a_fixed_number_of_rows_travels_with_a_capacity():
     program = compiled("v5e:2x4", EXPERT, ExpertMatmul.MEGABLOX, AUTO, places=40)
     assert count(program, "ragged-all-to-all") == 0 and count(program, "all-to-all") >= 4
+
+
+@pytest.mark.slow
+def test_narrow_and_deep_matrices_fit_into_a_v5e_kernel():
+    """Those of DeepSeek-V3 by tensor 4, without any of the compiler's options."""
+    device = parse_topology("v5e-8").devices()[0]
+    place = jax.sharding.SingleDeviceSharding(device)
+    shapes = [((1024, 7168), jnp.bfloat16), ((4, 7168, 512), jnp.bfloat16), ((4,), jnp.int32)]
+    arrays = [jax.ShapeDtypeStruct(dims, dtype, sharding=place) for dims, dtype in shapes]
+
+    def loss(x, weights, sizes):
+        return jnp.sum(megablox(x, weights, sizes).astype(jnp.float32))
+
+    program = jax.jit(jax.grad(loss, (0, 1))).lower(*arrays).compile()
+    assert program.as_text().count("tpu_custom_call") >= 2

@@ -10,7 +10,7 @@ import pytest
 from maxlm.config.schema import ExpertMatmul
 from maxlm.errors import ConfigError
 from maxlm.kernels.grouped_matmul.choose import IMPLEMENTATIONS, choose
-from maxlm.kernels.grouped_matmul.megablox import megablox
+from maxlm.kernels.grouped_matmul.megablox import MEMORY, kernel_bytes, megablox, tiles_of
 
 # Rows that end inside blocks and tiles, empty groups, one group with all, rows past the groups.
 SIZES = {
@@ -100,6 +100,21 @@ def test_sums_are_taken_in_float32(kind):
     out = _function(kind)(x, weights, jnp.asarray([9, 7], jnp.int32))
     assert out.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.asarray(out, np.float32), 2.0)
+
+
+@pytest.mark.parametrize("of_gradient", [False, True])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_tiles_fit_into_a_kernel_s_memory_and_use_the_matrix_unit(itemsize, of_gradient):
+    sizes = [*range(128, 4096, 384), 5760, 7168, 14336, 16384]
+    for depth in sizes:
+        for columns in sizes:
+            tiles = tiles_of(65536, depth, columns, itemsize, of_gradient=of_gradient)
+            high, deep, wide = tiles
+            assert high == 256 and deep % 128 == wide % 128 == 0 and wide <= 1024
+            assert kernel_bytes(tiles, itemsize, of_gradient) <= MEMORY
+            assert wide >= min(256, columns / 2) and deep >= min(1024, depth)
+            # Two TensorCores share the columns: two tiles at least.
+            assert columns == 128 or wide < columns
 
 
 def test_the_choice_follows_the_hardware_and_says_why():

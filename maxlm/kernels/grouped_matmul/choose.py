@@ -50,7 +50,7 @@ PREFERRED = {
     "cpu": (ExpertMatmul.BLOCKS,),
 }
 REASONS = {
-    ExpertMatmul.MEGABLOX: "a Pallas kernel with tiles of our choice, which visits each row once",
+    ExpertMatmul.MEGABLOX: "a Pallas kernel with tiles of our choice",
     ExpertMatmul.RAGGED_DOT: "XLA's own grouped matmul",
     ExpertMatmul.BLOCKS: "on a CPU ragged_dot multiplies every row with every expert",
 }

@@ -14,10 +14,10 @@ from jax.experimental.pallas.ops.tpu.megablox import ops
 # (docs/experts.md has the schedules).
 ROWS = 256
 COLUMNS = 1024
-# Depth × columns, bytes: of a group's matrix, of which two buffers lie in the kernel's memory, and of its
-# gradient, which besides is summed in float32. All of a tile fits into the 16 MiB of a v5e.
-MATRIX_BYTES = 4 << 20
-GRADIENT_BYTES = 2 << 20
+# Fewer columns would read rows, or matrices, more often than the matrix unit can use them.
+LEAST_COLUMNS = 256
+# Of the 16 MiB that a v5e gives a kernel; by the counts below tiles of 13 compile, and of 14.5 do not.
+MEMORY = 12.8 * 2**20
 
 Tiles = tuple[int, int, int]  # rows, depth, columns
 
@@ -42,26 +42,50 @@ def megablox(
     return _multiply(x, weights.astype(x.dtype), sizes, interpret)[:rows]
 
 
-def tiles_of(rows: int, depth: int, columns: int, itemsize: int, matrix_bytes: int) -> Tiles:
-    """The tiles of a grouped matmul.
+def tiles_of(
+    rows: int, depth: int, columns: int, itemsize: int, *, of_gradient: bool = False
+) -> Tiles:
+    """The tiles of a grouped matmul: the whole depth where that leaves enough columns, so that a matrix is read once.
 
     Args:
         rows: of all groups.
         depth: that is summed over; of the weights' gradient, its first dim.
         columns: of the result.
         itemsize: bytes of a number.
-        matrix_bytes: `MATRIX_BYTES` or `GRADIENT_BYTES`.
+        of_gradient: whether the result is the weights' gradient, and rows are summed over.
     """
-    # A chip with two TensorCores gives each of them half of the tiles of columns.
-    wide = _even_part(columns, COLUMNS, parts=2)
-    deep = _even_part(depth, matrix_bytes // (itemsize * wide))
-    return min(ROWS, _up_to(rows, 128)), deep, wide
+    high = min(ROWS, _up_to(rows, 128))
+    enough = min(LEAST_COLUMNS, _up_to(-(-columns // 2), 128))
+    for parts in range(1, depth + 1):
+        deep = _up_to(-(-depth // parts), 128)
+        # A chip with two TensorCores gives each of them half of the tiles of columns, so there are two, four, ….
+        for count in range(2, columns + 3, 2):
+            wide = _up_to(-(-columns // count), 128)
+            tiles = (high, deep, wide)
+            if wide < enough:
+                break
+            if wide <= COLUMNS and kernel_bytes(tiles, itemsize, of_gradient) <= MEMORY:
+                return tiles
+    raise AssertionError((rows, depth, columns, itemsize))  # a depth of 128 always fits
+
+
+def kernel_bytes(tiles: Tiles, itemsize: int, of_gradient: bool) -> int:
+    """Of the kernel's memory that tiles take: two buffers of each, and sums in float32.
+
+    For the gradient both operands are masked, and the first transposed, in float32.
+    """
+    high, deep, wide = tiles
+    buffers = 2 * itemsize
+    if of_gradient:
+        rows = high * deep * (buffers + 8) + high * wide * (buffers + 4)
+        return rows + deep * wide * (buffers + 4)
+    return high * deep * buffers + deep * wide * buffers + high * wide * (buffers + 4)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _multiply(x: jax.Array, weights: jax.Array, sizes: jax.Array, interpret: bool) -> jax.Array:
     _, depth, columns = weights.shape
-    tiles = tiles_of(x.shape[0], depth, columns, x.dtype.itemsize, MATRIX_BYTES)
+    tiles = tiles_of(x.shape[0], depth, columns, x.dtype.itemsize)
     return ops.backend.gmm(x, weights, sizes, x.dtype, tiles, interpret=interpret)
 
 
@@ -72,11 +96,11 @@ def _forward(x: jax.Array, weights: jax.Array, sizes: jax.Array, interpret: bool
 def _backward(interpret: bool, residuals: Any, dy: jax.Array) -> Any:
     x, weights, sizes = residuals
     (rows, _), (groups, depth, columns) = x.shape, weights.shape
-    tiles = tiles_of(rows, columns, depth, x.dtype.itemsize, MATRIX_BYTES)
+    tiles = tiles_of(rows, columns, depth, x.dtype.itemsize)
     dx = ops.backend.gmm(
         dy, weights, sizes, x.dtype, tiles, transpose_rhs=True, interpret=interpret
     )
-    tiles = tiles_of(rows, depth, columns, x.dtype.itemsize, GRADIENT_BYTES)
+    tiles = tiles_of(rows, depth, columns, x.dtype.itemsize, of_gradient=True)
     # The kernel takes the rows' dim last, and swaps it back.
     gradient = ops.backend.tgmm(
         x.swapaxes(0, 1), dy, sizes, x.dtype, tiles, None, groups, interpret=interpret
@@ -85,12 +109,6 @@ def _backward(interpret: bool, residuals: Any, dy: jax.Array) -> Any:
 
 
 _multiply.defvjp(_forward, _backward)
-
-
-def _even_part(size: int, most: int, parts: int = 1) -> int:
-    """The size in equal parts, a multiple of `parts` of them, each a multiple of 128 and at most `most`."""
-    number = -(-size // max(most, 128))
-    return _up_to(-(-size // _up_to(number, parts)), 128)
 
 
 def _up_to(size: int, multiple: int) -> int:

@@ -189,7 +189,9 @@ def _mlp(
     matmuls = [Matmul("router_logits", tokens, embed, model.num_experts)]
     # With a capacity the scores multiply the output, whose product with its gradient is theirs.
     has_places = model.capacity_factor is not None
-    matmuls += _projections(visits, embed, width, gated, post or has_places, grouped=True)
+    multiplied = visits * (model.capacity_factor or 1.0)
+    needed, grouped = post or has_places, not has_places
+    matmuls += _projections(multiplied, embed, width, gated, needed, grouped=grouped)
     # Buffers hold the worst case: every token of the axis visits experts of this device.
     expert = job.mesh["expert"]
     most = min(model.experts_per_token, model.num_experts // expert)
@@ -204,6 +206,8 @@ def _mlp(
     elif expert > 1:
         # Of tokens that came whole, rows are made again.
         widths["expert_rows"] = (rows if job.rows_travel else tokens * expert) * embed
+    if post:
+        widths["mlp_projected"] = widths.get("mlp_projected", 0.0) + tokens * embed
     if model.shared_experts:
         shared = model.shared_experts * width
         matmuls += _projections(tokens, embed, shared, gated, post)

@@ -40,17 +40,23 @@ def grouped_seconds(
     """
     assert chip.clock
     floats = [a for a in (*call.operands, *call.results) if a.dtype in ("bf16", "f32", "f16")]
-    left = floats[0]
+    left, right = floats[:2]
+    is_gradient = "tgmm" in call.name
     groups = next(a.dims[0] for a in floats if len(a.dims) == 3)
     (rows, depth), columns = windows[0], windows[-1][-1]
     visits = -(-left.dims[0] // rows) + groups - 1
     # Only tiles of columns are divided among TensorCores.
     sizes = [size if size > 0 else visits for size in grid]
     blocks = -(-sizes[0] // chip.cores) * math.prod(sizes[1:])
+    tiles_of_depth = grid[1] if is_gradient else grid[2]
     # The code has its matmul twice where a sum goes over several tiles: with and without the end.
-    copies = 2 if grid[-1] > 1 else 1
+    copies = 2 if tiles_of_depth > 1 and not is_gradient else 1
     by_unit = 2.0 * rows * depth * columns * chip.cores * chip.clock / chip.peak
     seconds = blocks * max(bundles / copies, by_unit) / chip.clock
-    # Rows are read again for every tile of columns.
-    moved = call.moved_bytes + (sizes[0] - 1) * left.bytes
+    # Rows are read again for every tile of columns (of depth); matrices stay, unless they have several tiles of depth.
+    moved: float = call.moved_bytes + (sizes[0] - 1) * left.bytes
+    if is_gradient:
+        moved += (tiles_of_depth - 1) * right.bytes
+    elif tiles_of_depth > 1:
+        moved += (visits / groups - 1) * right.bytes
     return max(seconds, moved / chip.memory_bandwidth)

@@ -146,6 +146,7 @@ class _Search:
     corrections: Corrections = field(default_factory=Corrections)
     running: dict[Future[Row], Candidate] = field(default_factory=dict)
     since: dict[str, float] = field(default_factory=dict)
+    took: list[float] = field(default_factory=list)  # seconds of each that ended in this search
     stopped: threading.Event = field(default_factory=threading.Event)
     start: float = field(default_factory=time.monotonic)
 
@@ -164,7 +165,8 @@ class _Search:
             left = self._left()
             over = self._elapsed >= self.budget
             # What would not end within the budget would be lost with all that it took.
-            late = self._elapsed + (self._usual_seconds or 0.0) >= self.budget
+            usual = sum(self.took) / len(self.took) if self.took else 0.0
+            late = self._elapsed + usual >= self.budget
             while left and len(self.running) < self.workers and not late:
                 candidate = self._next(left)
                 left.remove(candidate)
@@ -181,7 +183,8 @@ class _Search:
             progress(self._status())
         if left or self.running:
             count = len(left) + len(self.running)
-            return f"the budget of {self.budget / 60:g} minutes is spent, {count} are left"
+            minutes = f"the budget of {self.budget / 60:g} minutes"
+            return f"{minutes} is spent, or would be by another compile; {count} are left"
         return "no other layout is expected to beat the best"
 
     def _left(self) -> list[Candidate]:
@@ -225,12 +228,7 @@ class _Search:
             return Row(candidate, None, str(error))
         finally:
             self.since.pop(label, None)
-
-    @property
-    def _usual_seconds(self) -> float | None:
-        """That a compile took on average, be it in an earlier search; None: none has ended."""
-        taken = [row.compiled.compile_seconds or 0.0 for row in self.rows if row.compiled]
-        return sum(taken) / len(taken) if taken else None
+            self.took.append(time.monotonic() - began)
 
     @property
     def _elapsed(self) -> float:
@@ -238,14 +236,17 @@ class _Search:
 
     def _status(self) -> Status:
         now, left, elapsed = time.monotonic(), len(self._left()), self._elapsed
-        usual, more = self._usual_seconds, left + len(self.running)
+        # What they took when they were compiled, be it by an earlier search.
+        taken = [r.compiled.compile_seconds or 0.0 for r in self.rows if r.compiled]
+        rate = sum(taken) / len(taken) / self.workers if taken else None
+        more = left + len(self.running)
         return Status(
             compiled=len(self.rows),
             left=left,
             running={label: now - began for label, began in list(self.since.items())},
             best=_best(self.rows),
             elapsed=elapsed,
-            seconds_left=usual and min(usual * more / self.workers, self.budget - elapsed),
+            seconds_left=None if rate is None else min(rate * more, self.budget - elapsed),
         )
 
 

@@ -63,6 +63,14 @@ def test_rows_are_read_for_every_tile_of_columns():
     assert found == pytest.approx((moved + 3 * ROWS_ARRAY.bytes) / chip.memory_bandwidth)
 
 
+def test_a_matrix_with_several_tiles_of_depth_is_read_at_every_visit():
+    grid, windows = (1, UNKNOWN, 4), [[256, 256], [1, 256, COLUMNS], [256, COLUMNS]]
+    chip, moved = CHIPS["v5e"], 10**9
+    found = grouped_seconds(1, grid, windows, call(moved=moved), chip)
+    again = (VISITS / GROUPS - 1) * MATRICES.bytes
+    assert found == pytest.approx((moved + again) / chip.memory_bandwidth)
+
+
 @pytest.mark.slow
 def test_a_real_grouped_matmul_is_scheduled(tmp_path, monkeypatch):
     """On v5p, whose TensorCores share the tiles of columns: its matmuls and what ends of groups add."""

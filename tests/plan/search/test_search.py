@@ -147,12 +147,21 @@ def test_nothing_is_begun_that_would_not_end_within_the_budget():
     compiler = Compiler()
 
     def slow(config, told):
-        return dataclasses.replace(compiler(config, told), compile_seconds=40.0)
+        time.sleep(2.0)
+        return compiler(config, told)
 
-    result = search(CANDIDATES, slow, workers=1, budget_minutes=0.5)
-    assert len(result.rows) == 1
-    assert result.seconds < 20
-    assert "budget of 0.5 minutes is spent" in result.ended
+    result = search(CANDIDATES, slow, workers=1, budget_minutes=0.06)
+    assert len(result.rows) == 1 and result.seconds < 3.6
+    assert "would be by another compile" in result.ended
+
+
+def test_what_is_kept_from_an_earlier_search_is_begun_however_long_it_took_then():
+    compiler = Compiler()
+
+    def kept(config, told):
+        return dataclasses.replace(compiler(config, told), compile_seconds=300.0)
+
+    assert len(search(CANDIDATES, kept, workers=1, budget_minutes=2).rows) > 3
 
 
 def test_a_layout_that_fails_is_told_and_another_wins():
