@@ -29,8 +29,7 @@ class ExpertWeights(NamedTuple):
     down: ExpertLinear
 
 
-# (rows, map of each expert, weight of each row or None) -> rows
-Linear = Callable[[jax.Array, ExpertLinear, jax.Array | None], jax.Array]
+Linear = Callable[[jax.Array, ExpertLinear], jax.Array]  # rows -> rows
 
 
 def grouped_mlp(
@@ -64,24 +63,24 @@ def grouped_mlp(
         # A row of zeros for the rows past the last expert's.
         return jnp.pad(vectors, ((0, 1), (0, 0)))[expert]
 
-    def linear(x: jax.Array, each: ExpertLinear, scores: jax.Array | None) -> jax.Array:
-        if scores is not None:
-            x = (x * scores).astype(x.dtype)
+    def linear(x: jax.Array, each: ExpertLinear) -> jax.Array:
         y = matmul(x, each.kernel, sizes)
         if each.scale is not None:
             y = y * of_rows(each.scale)
         if each.bias is not None:
-            bias = of_rows(each.bias)
-            y = y + (bias if scores is None else bias * scores)
+            y = y + of_rows(each.bias)
         return y.astype(x.dtype)
 
-    return _mlp(rows_for(1 if weights.gate is None else 2), weights, hidden_of, linear, scores)
+    rows, down = rows_for(1 if weights.gate is None else 2), weights.down
+    hidden = _hidden(rows, weights, hidden_of, linear)
+    out = linear((hidden * scores).astype(hidden.dtype), down._replace(bias=None))
+    return out if down.bias is None else (out + of_rows(down.bias) * scores).astype(out.dtype)
 
 
 def equal_mlp(rows: jax.Array, weights: ExpertWeights, *, hidden_of: Hidden) -> jax.Array:
     """Each expert's MLP on equally many rows, `[E, R, D]` → `[E, R, D]`."""
 
-    def linear(x: jax.Array, each: ExpertLinear, scores: jax.Array | None) -> jax.Array:
+    def linear(x: jax.Array, each: ExpertLinear) -> jax.Array:
         y = jnp.einsum("erk,ekn->ern", x, each.kernel.astype(x.dtype))
         if each.scale is not None:
             y = y * each.scale[:, None]
@@ -92,18 +91,16 @@ def equal_mlp(rows: jax.Array, weights: ExpertWeights, *, hidden_of: Hidden) -> 
     # Named for rematerialisation: rows may have come from other devices, and the output is needed for the
     # gradient of the scores.
     rows = checkpoint_name(rows, "expert_rows")
-    return checkpoint_name(_mlp((rows, rows), weights, hidden_of, linear, None), "mlp_projected")
+    out = linear(_hidden((rows, rows), weights, hidden_of, linear), weights.down)
+    return checkpoint_name(out, "mlp_projected")
 
 
-def _mlp(
-    rows: tuple[jax.Array, ...],
-    weights: ExpertWeights,
-    hidden_of: Hidden,
-    linear: Linear,
-    scores: jax.Array | None,
+def _hidden(
+    rows: tuple[jax.Array, ...], weights: ExpertWeights, hidden_of: Hidden, linear: Linear
 ) -> jax.Array:
-    up = checkpoint_name(linear(rows[0], weights.up, None), "mlp_up")
+    """The hidden width, from a copy of the rows for each map that reads them."""
+    up = checkpoint_name(linear(rows[0], weights.up), "mlp_up")
     gate = None
     if weights.gate is not None:
-        gate = checkpoint_name(linear(rows[1], weights.gate, None), "mlp_gate")
-    return linear(hidden_of(gate, up), weights.down, scores)
+        gate = checkpoint_name(linear(rows[-1], weights.gate), "mlp_gate")
+    return hidden_of(gate, up)

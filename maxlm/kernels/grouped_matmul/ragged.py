@@ -9,8 +9,7 @@ import jax.numpy as jnp
 def ragged_dot(x: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
     """Multiply rows with their group's matrix by one XLA operation.
 
-    A TPU runs it as a kernel that visits each row once. A CPU expands it to every row with every
-    matrix, as the reference does.
+    A CPU expands it to every row with every matrix, as the reference does.
 
     Args:
         x: `[M, K]`, rows sorted by group.
