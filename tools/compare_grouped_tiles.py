@@ -20,8 +20,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import SingleDeviceSharding
 
 from maxlm.kernels.grouped_matmul import megablox
 from maxlm.plan.reading.read import Reading, read_program
@@ -62,8 +61,7 @@ def main() -> None:
 def measure(chip: str, rows: int, groups: int, depth: int, columns: int) -> Reading:
     """The reading of a program that multiplies rows with their groups' matrices, and back."""
     topology = parse_topology(f"{chip}-8")
-    mesh = Mesh(np.array(topology.devices()[:1]), ("x",), axis_types=(AxisType.Auto,))
-    place = NamedSharding(mesh, PartitionSpec())
+    place = SingleDeviceSharding(topology.devices()[0])
 
     def array(*dims: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(dims, dtype, sharding=place)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from maxlm.errors import PlanError
 from maxlm.parallel.chips import Chip
 from maxlm.plan.reading.kernels import KernelCall
 
@@ -37,8 +38,13 @@ def grouped_seconds(
         windows: what a block sees of each operand and result.
         call: of the kernel.
         chip: that runs it.
+
+    Raises:
+        PlanError: it is none of the two kernels, by its grid or what its blocks see.
     """
     assert chip.clock
+    if len(grid) != 3 or len(windows) != 3 or len(windows[0]) != 2:
+        raise PlanError(f"not scheduled: {call.name} is no grouped matmul that is known")
     floats = [a for a in (*call.operands, *call.results) if a.dtype in ("bf16", "f32", "f16")]
     left, right = floats[:2]
     is_gradient = "tgmm" in call.name

@@ -61,16 +61,20 @@ def scheduled_seconds(call: KernelCall, chip: Chip) -> KernelTime:
         chip: that runs it.
     """
     try:
-        schedule = schedule_kernel(call, chip)
+        seconds = seconds_by_schedule(schedule_kernel(call, chip), call, chip)
     except PlanError as error:
         by_rule = seconds_by_rule(call, chip)
         return KernelTime(by_rule.seconds, f"{by_rule.how} ({error})")
     how = grouped_kernels.HOW if is_grouped(call) else HOW
-    return KernelTime(seconds_by_schedule(schedule, call, chip), how)
+    return KernelTime(seconds, how)
 
 
 def seconds_by_schedule(schedule: Schedule, call: KernelCall, chip: Chip) -> float:
-    """Bundles × executed blocks over the chip's TensorCores and clock."""
+    """Bundles × executed blocks over the chip's TensorCores and clock.
+
+    Raises:
+        PlanError: of a grouped matmul, see `grouped_kernels.py`.
+    """
     assert chip.clock
     if is_grouped(call):
         return grouped_seconds(schedule.bundles, schedule.grid, schedule.windows, call, chip)

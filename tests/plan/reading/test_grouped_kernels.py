@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import SingleDeviceSharding
 
+from maxlm.errors import PlanError
 from maxlm.kernels.grouped_matmul import megablox
 from maxlm.parallel.chips import CHIPS
 from maxlm.plan.reading.grouped_kernels import HOW, grouped_seconds
@@ -71,14 +71,18 @@ def test_a_matrix_with_several_tiles_of_depth_is_read_at_every_visit():
     assert found == pytest.approx((moved + again) / chip.memory_bandwidth)
 
 
+def test_another_kernel_of_that_name_is_not_taken_for_one():
+    with pytest.raises(PlanError, match="gmm is no grouped matmul that is known"):
+        grouped_seconds(1, (4, UNKNOWN), WINDOWS, call(), CHIPS["v5e"])
+
+
 @pytest.mark.slow
 def test_a_real_grouped_matmul_is_scheduled(tmp_path, monkeypatch):
     """On v5p, whose TensorCores share the tiles of columns: its matmuls and what ends of groups add."""
     pytest.importorskip("libtpu", reason="the TPU compiler comes with jax[tpu]")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     topology = parse_topology("v5p-8")
-    mesh = Mesh(np.array(topology.devices()[:1]), ("x",), axis_types=(AxisType.Auto,))
-    place = NamedSharding(mesh, PartitionSpec())
+    place = SingleDeviceSharding(topology.devices()[0])
     shapes = [
         jax.ShapeDtypeStruct(dims, dtype, sharding=place)
         for dims, dtype in [
