@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -133,6 +134,8 @@ class Attention(nnx.Module):
             out = attend_cached(query, cache, stacked[1], now, **features)
         elif now is None and length_shards(x.shape[1]) > 1:
             features |= {"settings": context.settings, "method": context.method}
+            # A norm's gradient needs its input, so that is named and not what ulysses sends.
+            features["names"] = ("value",) if self.query_norm else ("query", "key", "value")
             out = context_attention(query, key, value, segment_ids=segments, **features)
         else:
             features["settings"] = context.settings
@@ -146,7 +149,8 @@ class Attention(nnx.Module):
         value = constrain(self.value(x), "batch", "length", "kv_heads", "head_dim")
         # Named for the policies of rematerialization.py: as the kernel reads them, or where a norm
         # follows, whose gradient needs its input, before it.
-        value = checkpoint_name(value, "value")
+        name = naming(x, context)
+        value = name(value, "value")
         if self.query_norm is not None and self.key_norm is not None:
             query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
             query, key = self._normed(self.query_norm, query), self._normed(self.key_norm, key)
@@ -156,7 +160,7 @@ class Attention(nnx.Module):
         if self.query_factor is not None:
             query = query * jnp.asarray(self.query_factor, query.dtype)
         if self.query_norm is None:
-            query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
+            query, key = name(query, "query"), name(key, "key")
         return query, key, value
 
     def _rope(self, context: Context) -> Angles | None:
@@ -172,3 +176,11 @@ class Attention(nnx.Module):
             return norm(x)
         batch, length, heads, width = x.shape
         return norm(x.reshape(batch, length, heads * width)).reshape(x.shape)
+
+
+def naming(x: jax.Array, context: Context) -> Callable[[jax.Array, str], jax.Array]:
+    """How queries, keys and values of `x [B, T, D]` get their names: ulysses names what it sent itself."""
+    is_sent = context.now is None and length_shards(x.shape[1]) > 1
+    if is_sent and context.method is ContextAttention.ULYSSES:
+        return lambda array, name: array
+    return checkpoint_name

@@ -13,12 +13,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.head_widths import value_dim
 from maxlm.config.schema import BiasKind, ModelConfig
 from maxlm.kernels.rotation import rotate
-from maxlm.model.attention import Attention, Context
+from maxlm.model.attention import Attention, Context, naming
 from maxlm.model.norm import Norm
 from maxlm.model.parameter import Initializer
 from maxlm.model.projection import Projection
@@ -56,6 +55,7 @@ class LatentAttention(Attention):
         self.query_latent, self.query_latent_norm = down(queries) if queries else nothing
         self.query = up(queries, width - rope)
         self.query_rope = up(queries, rope)
+        self.query_norm = self.key_norm = None  # the latents are normed instead
         self.latent, self.latent_norm = down(latent)
         self.key = up(latent, width - rope)
         self.value = up(latent, value_dim(config))
@@ -79,8 +79,5 @@ class LatentAttention(Attention):
             query = query * jnp.asarray(self.query_factor, query.dtype)
         axes = ("batch", "length", "heads", "head_dim")
         query, key, value = (constrain(array, *axes) for array in (query, key, value))
-        return (
-            checkpoint_name(query, "query"),
-            checkpoint_name(key, "key"),
-            checkpoint_name(value, "value"),
-        )
+        name = naming(x, context)
+        return name(query, "query"), name(key, "key"), name(value, "value")

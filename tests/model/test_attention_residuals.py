@@ -39,12 +39,12 @@ PATHS = {
 }
 
 
-def gradient(path, policy):
+def gradient(path, policy, **model):
     """The jaxpr of a model's gradient on two rows of 128 tokens."""
     context, method, hardware, _ = PATHS[path]
     mesh = make_mesh(ParallelConfig(fsdp=1, context=context), jax.devices()[:context])
     execution = Execution(context_attention=method, hardware=hardware, rematerialization=policy)
-    model = define(ModelConfig(**SHAPE), execution)
+    model = define(ModelConfig(**(SHAPE | model)), execution)
     shapes = {n: jax.ShapeDtypeStruct(i.shape, "float32") for n, i in model.parameters.items()}
     ids, weights = np.ones((2, 128), np.int32), np.ones((2, 128), np.float32)
     batch = Batch(ids, ids, weights, ids, ids)  # only shapes matter: nothing is computed
@@ -95,3 +95,22 @@ def test_no_policy_but_full_runs_the_forward_of_attention_twice(path):
     assert {name for name in names if name in BOTH} == PATHS[path][3]
     steps = {policy: attention_steps(jaxpr) for policy, jaxpr in found.items()}
     assert 0 < steps["none"] == steps["matmuls"] == steps["attention"] < steps["full"], steps
+
+
+def exchanges(jaxpr):
+    """All-to-alls of activations in a program."""
+    return sum(e.primitive.name == "all_to_all" for e in equations(jaxpr.jaxpr))
+
+
+@pytest.mark.parametrize("policy", [Rematerialization.MATMULS, Rematerialization.ATTENTION])
+def test_ulysses_sends_again_only_its_output(policy):
+    path = "ulysses by splash"
+    without = exchanges(gradient(path, Rematerialization.NONE))
+    assert without == 8  # queries, keys, values and the output, there and their gradients back
+    # The gradient of the output projection needs the output, of which the kernel's own is kept. Two
+    # key-value heads go to four devices: they are kept as they come.
+    assert exchanges(gradient(path, policy)) == without + 3
+    assert exchanges(gradient(path, policy, num_kv_heads=4)) == without + 1
+    # A norm's input is kept instead of queries and keys.
+    assert exchanges(gradient(path, policy, num_kv_heads=4, qk_norm=True)) == without + 3
+    assert exchanges(gradient(path, Rematerialization.FULL)) == without + 4

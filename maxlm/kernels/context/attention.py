@@ -27,6 +27,7 @@ def context_attention(
     logit_cap: float | None = None,
     sinks: jax.Array | None = None,
     settings: AttentionSettings | None = None,
+    names: tuple[str, ...] = (),
 ) -> jax.Array:
     """Self-attention of rows that lie over several devices of the mesh that is set.
 
@@ -41,6 +42,8 @@ def context_attention(
         sinks: `[H]` logits in the softmax's denominator; None: none.
         settings: with the heads of a device, what decides who computes them under `ulysses`; the
             other methods have one implementation.
+        names: which of `query`, `key` and `value` `ulysses` names so for rematerialisation, as it sent
+            them. The other methods name none; whoever calls them can.
 
     Returns:
         `[B, T, H, V]`, in the query's dtype, in the order of the queries.
@@ -56,7 +59,7 @@ def context_attention(
     on_device = {
         ContextAttention.RING: partial(ring_attention, **features),
         ContextAttention.ALL_GATHER: partial(all_gather_attention, **features),
-        ContextAttention.ULYSSES: partial(ulysses_attention, attend=attend),
+        ContextAttention.ULYSSES: partial(ulysses_attention, attend=attend, names=names),
     }[method]
     queries = partition_spec(("batch", "length", "heads", "head_dim"))
     keys = partition_spec(("batch", "length", "kv_heads", "head_dim"))

@@ -18,7 +18,7 @@ from maxlm.model.decoder import padded_vocab
 from maxlm.parallel.axes import TABLE
 from maxlm.plan.arithmetic.habits import Habits, habits_of
 from maxlm.plan.arithmetic.job import Job
-from maxlm.plan.arithmetic.layer_work import WIDE, itemsize, layer_work
+from maxlm.plan.arithmetic.layer_work import WIDE, LayerWork, itemsize, layer_work
 from maxlm.plan.arithmetic.links import bandwidth, network_share
 from maxlm.plan.arithmetic.state_bytes import definition
 from maxlm.plan.result import Collective
@@ -138,8 +138,7 @@ def _layer(traffic: _Traffic, layer: Layer, times: float) -> None:
     sums = 4 + ("attention_projected" in repeated)
     traffic.add("activations of heads and MLP", "all-reduce", ("tensor",), stream, sums * times)
     if job.mesh["context"] > 1:
-        again = 1 + work.attention_runs_again
-        _context(traffic, part, times, again)
+        _context(traffic, work, part, times)
     if layer.has_experts:
         traffic.add(
             "parts of experts' matrices", "all-to-all", TABLE["expert_embed"],
@@ -168,8 +167,9 @@ def _exchanged_parts(job: Job) -> float:
     return experts * width * model.embed_dim / shards * itemsize(job)
 
 
-def _context(traffic: _Traffic, part: float, times: float, again: int) -> None:
+def _context(traffic: _Traffic, work: LayerWork, part: float, times: float) -> None:
     """Keys and values of a layer, or its heads."""
+    again = 1 + work.attention_runs_again
     job, model, axes = traffic.job, traffic.job.model, ("context",)
     assert model.num_kv_heads and model.head_dim
     count, tensor = job.mesh["context"], job.mesh["tensor"]
@@ -190,10 +190,32 @@ def _context(traffic: _Traffic, part: float, times: float, again: int) -> None:
     elif method is ContextAttention.ULYSSES:
         _, kv = heads_of_device(model, job.abstract_mesh)
         moved = head * (model.num_heads / tensor + kv * count)
+        again_sent = job.tokens * part * _sent_again(job, work) * itemsize(job)
+        traffic.add("tokens for heads, again", "all-to-all", axes, again_sent, times)
         traffic.add("tokens for heads", "all-to-all", axes, moved, (again + 1) * times)
     else:
         traffic.add("keys and values", "all-gather", axes, keys * count, (again + 1) * times)
         traffic.add("their gradients", "reduce-scatter", axes, keys * count, times)
+
+
+def _sent_again(job: Job, work: LayerWork) -> float:
+    """Numbers a token that ulysses sends again in the backward pass where attention itself does not run again."""
+    if work.kept_names is None or work.attention_runs_again:
+        return 0.0
+    model = job.model
+    assert model.num_kv_heads and model.head_dim
+    heads, given = (n / job.mesh["tensor"] for n in (model.num_heads, model.num_kv_heads))
+    keys = heads_of_device(model, job.abstract_mesh)[1] * job.mesh["context"]
+    # The output, for the gradient of the projection behind it. What a norm reads is kept instead of what
+    # was sent, and so are keys and values that go to several devices.
+    numbers = heads * value_dim(model)
+    if model.qk_norm:
+        numbers += heads * model.head_dim
+    if model.qk_norm or keys > given:
+        numbers += keys * model.head_dim
+    if keys > given:
+        numbers += keys * value_dim(model)
+    return numbers
 
 
 def _outside(traffic: _Traffic, habits: Habits) -> None:

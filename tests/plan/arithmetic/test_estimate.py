@@ -167,6 +167,25 @@ def test_replicas_alone_send_float32_gradients_once_a_step():
     assert {c.kind for c in found.collectives} == {"all-reduce"}
 
 
+@pytest.mark.parametrize(
+    ("context", "options", "numbers"),
+    [
+        (8, ["parallel.rematerialization=none"], 0),
+        (8, ["parallel.rematerialization=full"], 0),  # all is sent again, by what runs again
+        (8, [], 32),  # heads of outputs, for the gradient of the projection behind them
+        (8, ["model.qk_norm=true"], 32 + 32 + 8),  # and of queries and keys, of which the norm's input is kept
+        (16, [], 32 + 2 * 16),  # keys and values that go to two devices are kept as they come
+    ],
+)  # fmt: skip
+def test_ulysses_sends_again_what_is_not_kept(context, options, numbers):
+    mesh = [f"parallel.context={context}", "parallel.fsdp=4", "parallel.context_attention=ulysses"]
+    found = {c.name: c for c in plan([*mesh, *options]).collectives}
+    again = found.get("tokens for heads, again")
+    rows, width, layers = 128 * context // 64, 128, 32
+    sent = rows * 8192 / context * numbers * width * 2 * layers * (context - 1) / context
+    assert (again.wire_bytes if again else 0) == pytest.approx(sent)
+
+
 def test_slices_exchange_over_the_network_by_replicas_alone():
     found = plan(["parallel.replica=8", "parallel.fsdp=16"], "2xv5p-128")
     assert {c.axes for c in found.collectives if c.network} == {("replica",)}
