@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from maxlm.cli.numbers import whole
+
 if TYPE_CHECKING:
     from maxlm.config.derive import Resolved
     from maxlm.config.schema import RunConfig
@@ -76,12 +78,12 @@ def _configure_show(actions: argparse._SubParsersAction) -> None:
     )
     facts = show.add_argument_group("what derived values depend on")
     facts.add_argument(
-        "--vocab-size", type=_whole, help="of the tokenizer (default: that of the data)"
+        "--vocab-size", type=whole, help="of the tokenizer (default: that of the data)"
     )
     facts.add_argument(
-        "--train-tokens", type=_whole, help="tokens of the data, read once (default: counted)"
+        "--train-tokens", type=whole, help="tokens of the data, read once (default: counted)"
     )
-    facts.add_argument("--devices", type=_whole, default=1, help="default: 1")
+    facts.add_argument("--devices", type=whole, default=1, help="default: 1")
     facts.add_argument(
         "--platform", choices=["cpu", "gpu", "tpu"], default="tpu", help="default: tpu"
     )
@@ -182,11 +184,3 @@ def _options(arguments: argparse.Namespace) -> int:
     else:
         print(options_table(), end="")
     return 0
-
-
-def _whole(text: str) -> int:
-    """A whole number, also as `10e9`."""
-    value = float(text.replace("_", ""))
-    if value != int(value) or value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no whole number of at least 1")
-    return int(value)

@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from maxlm.cli.numbers import positive, whole
+
 if TYPE_CHECKING:
     from maxlm.config.schema import RunConfig
     from maxlm.plan.result import Plan
@@ -40,7 +42,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--topology", required=True, metavar="NAME", help="such as v5p-128; see below"
     )
-    parser.add_argument("--slices", type=int, metavar="N", help="how many such slices (default: 1)")
+    parser.add_argument(
+        "--slices", type=whole, metavar="N", help="how many such slices (default: 1)"
+    )
     parser.add_argument(
         "--explain", action="store_true", help="in words: what bounds the step, what next"
     )
@@ -49,10 +53,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-compile", action="store_true", help="by arithmetic, in a second")
     search = parser.add_argument_group("--search")
-    search.add_argument("--minutes", type=float, default=30, metavar="N", help="then it ends (30)")
-    search.add_argument("--workers", type=int, metavar="N", help="compiles at once (one a core)")
+    search.add_argument(
+        "--minutes", type=positive, default=30, metavar="N", help="then it ends (30)"
+    )
+    search.add_argument("--workers", type=whole, metavar="N", help="compiles at once (one a core)")
     search.add_argument("--output", metavar="FILE", help="of the best config (NAME-TOPOLOGY.yaml)")
-    out = parser.add_argument_group("where the plan goes (default: a table here)")
+    out = parser.add_argument_group(
+        "where the plan (of --search: the best one) goes (default: a table here)"
+    )
     out.add_argument("--json", metavar="FILE", help="write it as JSON; - is standard output")
     out.add_argument("--html", metavar="FILE", help="write it as a page")
     given = parser.add_argument_group("what it rests on")
@@ -63,7 +71,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--store", metavar="FOLDER", help="of compiled programs (default: the user's cache)"
     )
     given.add_argument(
-        "--vocab-size", type=int, metavar="N", help="where neither config nor token store tells it"
+        "--vocab-size",
+        type=whole,
+        metavar="N",
+        help="where neither config nor token store tells it",
     )
 
 
@@ -77,6 +88,10 @@ def run(arguments: argparse.Namespace) -> int:
     from maxlm.errors import ConfigError
     from maxlm.plan.topology import parse_topology
 
+    if arguments.html == "-" or (arguments.html and arguments.html == arguments.json):
+        raise ConfigError(
+            "--html needs a file of its own; only --json writes to standard output, as -"
+        )
     topology = parse_topology(arguments.topology, arguments.slices)
     names = [a for a in arguments.arguments if "=" not in a]
     if not names:
@@ -95,10 +110,17 @@ def run(arguments: argparse.Namespace) -> int:
             output=arguments.output,
             store=arguments.store,
             vocab_size=arguments.vocab_size,
+            prices=arguments.prices,
+            compile=not arguments.no_compile,
             budget_minutes=arguments.minutes,
             workers=arguments.workers,
+            table=sys.stderr if arguments.json == "-" else sys.stdout,
         )
-        return 0 if result.best is not None else 2
+        if result.best is None or result.best.compiled is None:
+            return 2
+        if arguments.json or arguments.html or arguments.explain:
+            _report(result.best.compiled, topology, arguments)
+        return 0
     plan = _plan(config, topology, name, arguments)
     _report(plan, topology, arguments)
     fits = plan.memory is not None and plan.memory.fits

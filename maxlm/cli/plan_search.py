@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from maxlm.config.schema import RunConfig
@@ -21,8 +21,11 @@ def run_search(
     output: str | None = None,
     store: str | None = None,
     vocab_size: int | None = None,
+    prices: str | None = None,
+    compile: bool = True,
     budget_minutes: float,
     workers: int | None = None,
+    table: TextIO = sys.stdout,
 ) -> SearchResult:
     """Search, print, and write the winner.
 
@@ -34,16 +37,23 @@ def run_search(
         output: file of the winning config; None: `NAME-TOPOLOGY.yaml` here.
         store: folder of compiled programs; None: the user's cache.
         vocab_size: where neither config nor token store tells.
+        prices: file of prices, as in `make_plan`.
+        compile: False: by arithmetic also on TPUs.
         budget_minutes: by which it ends; what would not end by then is not begun.
         workers: compiles at once; None: one for each core.
+        table: where the layouts are printed.
 
     Raises:
-        ConfigError: no layout divides or fits, or there is no compiler.
+        ConfigError: no layout divides or fits, there is no compiler, or the output would be lost or
+            would replace what no search has written.
     """
     from maxlm import storage
     from maxlm.plan.search.layouts import search_layouts
     from maxlm.plan.search.report import search_table, winning_yaml
 
+    where = topology.name.replace(" × ", "x")
+    path = output or f"{config.name}-{where.replace(':', '-')}.yaml"
+    _check_output(path)
     progress = _Progress()
     print("ranking layouts by arithmetic", file=sys.stderr, flush=True)
     try:
@@ -53,6 +63,8 @@ def run_search(
             name=" ".join([*presets, *overrides]),
             store=store,
             vocab_size=vocab_size,
+            prices=prices,
+            compile=compile,
             budget_minutes=budget_minutes,
             workers=workers,
             progress=progress,
@@ -62,18 +74,34 @@ def run_search(
         print("interrupted; the same command goes on with what is compiled", file=sys.stderr)
         raise
     progress.end()
-    print(search_table(result))
+    print(search_table(result), file=table)
     if result.best is None:
-        print("none of the layouts that were compiled fits; nothing is written")
+        print("none of these layouts fits; nothing is written", file=table)
         return result
-    command = " ".join(
-        ["maxlm plan", *presets, *overrides, "--topology", topology.name.replace(" × ", "x")]
-    )
-    path = output or f"{config.name}-{topology.name.replace(' × ', 'x').replace(':', '-')}.yaml"
-    text = winning_yaml(result, presets, overrides, command=f"{command} --search")
-    storage.write_text(path, text)
-    print(f"wrote {path}: maxlm train {path}")
+    command = " ".join(["maxlm plan", *presets, *overrides, "--topology", where, "--search"])
+    if not compile:
+        command += " --no-compile"
+    storage.write_text(path, winning_yaml(result, presets, overrides, command=command))
+    print(f"wrote {path}: maxlm train {path}", file=table)
     return result
+
+
+def _check_output(path: str) -> None:
+    """Raise ConfigError where half an hour's result would find no place, or a person's file would go."""
+    from maxlm import storage
+    from maxlm.errors import ConfigError, StorageError
+    from maxlm.plan.search.report import FIRST_WORDS
+
+    try:
+        if not storage.exists(path):
+            storage.write_text(path, "")  # the only sure way to know that it can be
+            storage.remove_file(path)
+            return
+        text = storage.read_text(path)
+    except StorageError as error:
+        raise ConfigError(f"the best config cannot be written: {error}; give --output") from error
+    if text.strip() and not text.startswith(f"# {FIRST_WORDS}"):
+        raise ConfigError(f"{path} is there and was not written by a search; give another --output")
 
 
 class _Progress:

@@ -54,6 +54,10 @@ def parse_duration(value: Any) -> Any:
     match = re.fullmatch(_PATTERN, str(value), re.IGNORECASE)
     if match and not isinstance(value, bool):
         amount = float(match[1].replace("_", "")) * _SCALES[match[2].lower()]
+        if match[2] and not match[3]:
+            raise ValueError(
+                f"'{value}' has no unit: write {match[1]}{match[2]} tokens, steps, examples or epochs"
+            )
         if math.isfinite(amount):
             return Duration(amount=amount, unit=DurationUnit((match[3] or "step").lower() + "s"))
     raise ValueError(f"'{value}' is not a duration: write a number and a unit, such as {EXAMPLES}")

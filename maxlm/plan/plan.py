@@ -11,11 +11,13 @@ from dataclasses import replace
 
 from maxlm.config.schema import RunConfig
 from maxlm.model.count import train_flops_per_token
+from maxlm.parallel.axes import TABLE, shard_count
 from maxlm.plan.arithmetic.estimate import analytic_plan
 from maxlm.plan.compiling.compile import Progress, compile_program
 from maxlm.plan.compiling.program import TrainProgram, build_program
 from maxlm.plan.compiling.store import Compiled
 from maxlm.plan.compiling.worker import sources_hash
+from maxlm.plan.edges import edge_notes
 from maxlm.plan.prices import Price, cost_of, price_of
 from maxlm.plan.reading.memory import chips_for_state, compiled_memory, needed_bytes, state_memory
 from maxlm.plan.reading.read import Reading, read_program
@@ -63,7 +65,9 @@ def make_plan(
     state = state_memory(program, topology.chip)
     if not state.fits:
         notes = [_never_fits(program, topology)]
-        return _plan(program, topology, name, memory=state, notes=notes, price=price)
+        return _plan(
+            program, topology, name, memory=state, notes=notes, price=price, method="analytic"
+        )
     compiled = compile_program(
         config,
         topology,
@@ -98,6 +102,7 @@ def _plan(
     notes: list[str],
     price: Price | None,
     reading: Reading | None = None,
+    method: str = "compiled",
 ) -> Plan:
     config = program.config
     tokens = program.batch_size * program.length
@@ -105,10 +110,11 @@ def _plan(
     time = reading.time if reading else None
     speed = tokens / time.total if time else None
     peak = topology.chip.peak * topology.num_devices
+    edges = edge_notes(topology, reading.collectives) if reading else []
     return Plan(
         config=name or config.name,
         topology=topology.name,
-        method="compiled",
+        method=method,
         mesh={axis: size for axis, size in program.mesh.shape.items() if size > 1},
         chips=topology.num_chips,
         tokens_per_step=tokens,
@@ -119,13 +125,22 @@ def _plan(
         cost=cost_of(program.resolved.total_tokens, speed, topology.num_chips, price),
         operations=reading.operations if reading else [],
         collectives=reading.collectives if reading else [],
-        notes=[*program.told, *notes, *(reading.notes if reading else [])],
+        notes=[*program.told, *notes, *(reading.notes if reading else []), *edges],
+        rows_at_once=_rows_at_once(program),
     )
+
+
+def _rows_at_once(program: TrainProgram) -> int:
+    shards = shard_count(program.mesh, TABLE["batch"]) * program.config.train.accumulation
+    return program.batch_size // shards
 
 
 def _never_fits(program: TrainProgram, topology: Topology) -> str:
     chips = chips_for_state(program, topology.chip)
-    told = "not compiled: parameters, optimizer state and batch alone are more than a device has"
+    told = (
+        "not compiled: parameters, optimizer state and batch alone, before gradients and activations, are "
+        "more than a device has"
+    )
     if chips <= topology.num_chips:
         return (
             f"{told}; spread evenly over these {topology.num_chips} chips, by more fsdp, they fit"

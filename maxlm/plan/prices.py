@@ -6,6 +6,7 @@ chip-hours and dollars for its tokens.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,8 +78,14 @@ def cost_of(
 def _read(path: str) -> dict[str, Price]:
     try:
         data: Any = yaml.safe_load(storage.read_text(path))
-    except (storage.StorageError, yaml.YAMLError) as error:
+    except storage.StorageError as error:
         raise ConfigError(f"prices {path}: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else path
+        raise ConfigError(
+            f"prices {where}: not YAML: {getattr(error, 'problem', error)}"
+        ) from error
     if not isinstance(data, dict):
         raise ConfigError(f"prices {path}: expected chips with {', '.join(_FIELDS)} each")
     return {chip: _price(path, chip, fields) for chip, fields in data.items()}
@@ -93,7 +100,10 @@ def _price(path: str, chip: Any, fields: Any) -> Price:
     if not isinstance(fields, dict) or set(fields) != set(_FIELDS):
         raise ConfigError(f"prices {path}: {chip}: expected exactly {', '.join(_FIELDS)}")
     dollars = fields["dollars"]
-    if isinstance(dollars, bool) or not isinstance(dollars, int | float) or dollars <= 0:
-        raise ConfigError(f"prices {path}: {chip}: dollars must be above 0, not {dollars!r}")
+    is_number = isinstance(dollars, int | float) and not isinstance(dollars, bool)
+    if not is_number or not 0 < dollars < math.inf:
+        raise ConfigError(
+            f"prices {path}: {chip}: dollars must be a number above 0, not {dollars!r}"
+        )
     words = {name: str(fields[name]) for name in _FIELDS[1:]}
     return Price(dollars=float(dollars), **words)

@@ -164,6 +164,7 @@ class Plan:
         notes: sentences for people: what was chosen, assumed, or could not be known.
         versions: jax, libtpu, maxlm.
         compile_seconds: None for the analytic method.
+        rows_at_once: of the devices that share rows, in a micro-batch; None: not known.
     """
 
     config: str
@@ -182,6 +183,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     compile_seconds: float | None = None
+    rows_at_once: int | None = None
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -119,12 +119,12 @@ def parse_topology(text: str, slices: int | None = None) -> Topology:
             "and `2x` before it (or --slices 2) two slices"
         )
     chip, rest = CHIPS[_PRODUCT_NAMES[product]], match["rest"]
-    given = int(match["slices"] or 0)
-    if given and slices and given != slices:
+    given = int(match["slices"]) if match["slices"] else None
+    if given is not None and slices is not None and given != slices:
         raise ConfigError(f"topology '{text}' has {given} slices, but --slices says {slices}")
-    count = given or slices or 1
+    count = next((n for n in (given, slices) if n is not None), 1)
     if count < 1:
-        raise ConfigError(f"{count} slices: at least 1 is needed")
+        raise ConfigError(f"topology '{text}': {count} slices; at least 1 is needed")
     if chip.platform == "gpu":
         return Topology(chip, (_gpus(chip, rest, text, count),))
     if rest[0] == "-":

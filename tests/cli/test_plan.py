@@ -67,6 +67,8 @@ def test_a_state_that_is_too_large_is_not_compiled_and_exits_2(capsys):
         (["--topology", "v5p-100"], "v5p-64 (2x4x4) and v5p-128 (4x4x4)"),
         (["parallel.fsdp=3", "--topology", "h100x8"], "3"),
         (["--topology", "h100x8", "--prices", "none.yaml"], "none.yaml"),
+        (["--topology", "h100x8", "--html", "-"], "--html needs a file of its own"),
+        (["--topology", "h100x8", "--html", "x", "--json", "x"], "--html needs a file of its own"),
     ],
 )
 def test_mistakes_exit_2_and_are_told(arguments, said, capsys):

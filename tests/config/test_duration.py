@@ -32,6 +32,13 @@ def test_what_is_no_duration_is_refused(text):
         parse_duration(text)
 
 
+@pytest.mark.parametrize("text", ["160B", "10k", "2.5m"])
+def test_a_scale_without_a_unit_is_refused(text):
+    """160B would else be 160 billion steps, and its author meant tokens."""
+    with pytest.raises(ValueError, match=f"'{text}' has no unit: write {text} tokens, steps"):
+        parse_duration(text)
+
+
 @settings(derandomize=True, deadline=None)
 @given(st.floats(min_value=0, max_value=1e18, allow_nan=False), st.sampled_from(list(DurationUnit)))
 def test_a_written_duration_reads_the_same(amount, unit):

@@ -45,9 +45,11 @@ def test_a_users_file_wins(tmp_path):
     [
         ("v5q: {dollars: 1, where: a, date: b, source: c}", "did you mean 'v5p'"),
         ("v5p: {dollars: 0, where: a, date: b, source: c}", "above 0"),
+        ("v5p: {dollars: .nan, where: a, date: b, source: c}", "a number above 0, not nan"),
+        ("v5p: {dollars: .inf, where: a, date: b, source: c}", "a number above 0, not inf"),
         ("v5p: {dollars: 1}", "expected exactly dollars, where, date, source"),
         ("- v5p", "expected chips"),
-        ("v5p: [", "prices"),
+        ("v5p:\n  dollars: [", "p.yaml:2: not YAML: expected"),
     ],
 )
 def test_a_file_that_is_no_price_list_is_refused(tmp_path, text, said):

@@ -154,3 +154,9 @@ def test_reading_a_name_needs_no_jax():
         "sys.exit('jax' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("text", "slices"), [("0xv5p-128", None), ("v5p-128", 0)])
+def test_no_slice_at_all_is_refused(text, slices):
+    with pytest.raises(ConfigError, match="0 slices; at least 1 is needed"):
+        parse_topology(text, slices=slices)

@@ -13,6 +13,7 @@ from maxlm.plan.arithmetic.compute_time import Part, compute_parts
 from maxlm.plan.arithmetic.job import Job, job_of
 from maxlm.plan.arithmetic.memory import analytic_memory
 from maxlm.plan.arithmetic.traffic import collectives_of
+from maxlm.plan.edges import edge_notes
 from maxlm.plan.result import Collective, Cost, Operation, Plan, StepTime
 from maxlm.plan.topology import Topology
 
@@ -50,7 +51,8 @@ def analytic_plan(
         cost=Cost(tokens=job.resolved.total_tokens, days=None, chip_hours=None, dollars=None),
         operations=[_operation(part) for part in sorted(parts, key=lambda p: -p.seconds)],
         collectives=collectives,
-        notes=_notes(job),
+        notes=[*_notes(job), *edge_notes(topology, collectives)],
+        rows_at_once=job.rows,
     )
 
 

@@ -76,13 +76,12 @@ def _rooflines(plan: Plan, chip: Chip) -> list[str]:
             f"and kept activations, read and written once ({2 * state / 1e9:,.0f} GB), allow at most "
             f"{most:,.0f} model FLOPs per byte: {side}."
         )
-    for is_network, name, bandwidth in (
-        (False, "Link", chip.sent_over_links),
-        (True, "Network", chip.network_bandwidth),
-    ):
-        wire = sum(c.wire_bytes for c in plan.collectives if c.network == is_network)
-        if not wire:
+    for is_network, name in ((False, "Link"), (True, "Network")):
+        sent = [c for c in plan.collectives if c.network == is_network]
+        wire, seconds = sum(c.wire_bytes for c in sent), sum(c.seconds for c in sent)
+        if not wire or not seconds:
             continue
+        bandwidth = wire / seconds
         ridge, found = chip.peak / bandwidth, flops / wire
         side = "compute" if found >= ridge else "the wire"
         told.append(
@@ -143,8 +142,10 @@ def _communication(plan: Plan, time: StepTime, chip: Chip) -> list[str]:
         )
     worst = _worst(plan)
     if worst is not None and worst.seconds:
+        hidden_too = any(c.is_overlapped for c in plan.collectives) and not worst.is_overlapped
+        blocks = " that blocks" if hidden_too else ""
         told.append(
-            f"Costliest collective: {group_words(worst)} sends {worst.wire_bytes / 1e9:,.1f} GB "
+            f"Costliest collective{blocks}: {group_words(worst)} sends {worst.wire_bytes / 1e9:,.1f} GB "
             f"in {step_seconds(worst.seconds)}, {worst.wire_bytes / worst.seconds / 1e9:,.0f} GB/s "
             f"{_link(worst, chip)}."
         )
@@ -183,10 +184,14 @@ def _worst(plan: Plan) -> CollectiveGroup | None:
 def _link(group: CollectiveGroup, chip: Chip) -> str:
     """The wire that a group uses, and how much of it, by the rate at which it sends."""
     if group.network:
-        return f"over the network of {chip.network_bandwidth / 1e9:,.1f} GB/s a device"
+        card = f"the network of {chip.network_bandwidth / 1e9:,.1f} GB/s a device"
+        several = group.wire_bytes > 1.01 * group.seconds * chip.network_bandwidth
+        return (
+            f"over {card}, of several devices of a machine together" if several else f"over {card}"
+        )
     if not chip.torus_axes:
         return f"over links of {chip.link_bandwidth / 1e9:,.0f} GB/s a device"
-    return f"over a torus of {chip.torus_axes} axes of {chip.link_bandwidth / 1e9:,.0f} GB/s each"
+    return f"by links along {chip.torus_axes} axes of {chip.link_bandwidth / 1e9:,.0f} GB/s each"
 
 
 def _flops(plan: Plan, chip: Chip) -> float:

@@ -69,17 +69,16 @@ def remedies(plan: Plan) -> list[str]:
             f"({share(keep, memory.activations)}), by another parallel.rematerialization."
         )
     found.append(
-        f"Fewer tokens at once: beside parameters, optimizer and gradients there is room for "
+        f"Fewer tokens at once: beside {_kinds(memory)} there is room for "
         f"{memory_size(room)}, activations and temporaries take {memory_size(working)}. As far as "
         f"they grow with the tokens, at most {share(room, working)} of these may be in flight: "
-        f"train.accumulation {math.ceil(working / room)} times as large, or so much smaller a batch."
+        f"{_fewer_tokens(plan, math.ceil(working / room))}."
     )
     if working < memory.capacity:
-        chips = math.ceil(plan.chips * state / (memory.capacity - working))
+        chips = math.ceil(_one_copy(plan, state) / (memory.capacity - working))
         found.append(
             f"More chips, with as many tokens each: from {chips:,} on (now {plan.chips:,}) "
-            f"{memory_size(state)} of parameters, optimizer and gradients, spread over all, leave "
-            "enough."
+            f"{_kinds(memory)}, spread over all, leave enough."
         )
     return found
 
@@ -91,6 +90,27 @@ def is_charged(plan: Plan, operation: Operation) -> bool:
 
 def _state(memory: Memory) -> int:
     return memory.parameters + memory.optimizer + memory.gradients + memory.other
+
+
+def _kinds(memory: Memory) -> str:
+    """What the state is, in words: a plan that was not compiled may not know gradients."""
+    return "parameters, optimizer and gradients" if memory.gradients else "parameters and optimizer"
+
+
+def _one_copy(plan: Plan, state: float) -> float:
+    """Bytes of a state of which every device holds so much; replicas hold the same."""
+    return plan.chips * state / plan.mesh.get("replica", 1)
+
+
+def _fewer_tokens(plan: Plan, times: int) -> str:
+    """How to have so many times fewer tokens in flight; micro-batches have whole rows."""
+    rows = plan.rows_at_once
+    if rows is None or rows >= times:
+        return f"train.accumulation {times} times as large, or so much smaller a batch"
+    split = f"shorter rows, or parallel.context {-(-times // rows)} times as large, over which a row is cut"
+    if rows == 1:
+        return f"there is one row at once already, so {split}"
+    return f"train.accumulation {rows} times as large leaves one row at once; beyond that {split}"
 
 
 def _fewer_copies(plan: Plan, memory: Memory) -> list[str]:
@@ -107,9 +127,10 @@ def _fewer_copies(plan: Plan, memory: Memory) -> list[str]:
 
 
 def _state_too_large(plan: Plan, memory: Memory, state: int) -> list[str]:
-    chips = math.ceil(plan.chips * state / memory.capacity)
+    chips = math.ceil(_one_copy(plan, state) / memory.capacity)
+    kinds = _kinds(memory)
     return [
-        f"Parameters, optimizer and gradients alone take {memory_size(state)} of "
+        f"{kinds[0].upper()}{kinds[1:]} alone take {memory_size(state)} of "
         f"{memory_size(memory.capacity)}: neither rematerialisation nor a smaller batch can help. "
         f"Spread evenly they would need at least {chips:,} chips (now {plan.chips:,}), and some more "
         "for activations."

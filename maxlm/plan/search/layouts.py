@@ -24,6 +24,8 @@ def search_layouts(
     name: str = "",
     store: str | None = None,
     vocab_size: int | None = None,
+    prices: str | None = None,
+    compile: bool = True,
     budget_minutes: float = BUDGET_MINUTES,
     workers: int | None = None,
     progress: Callable[[Status], None] = lambda status: None,
@@ -37,6 +39,8 @@ def search_layouts(
         name: of the config, for people.
         store: folder of compiled programs, in which an interrupted search finds what it did.
         vocab_size: where neither the config nor a token store tells.
+        prices: file of prices, as in `make_plan`.
+        compile: False: by arithmetic also on TPUs.
         budget_minutes: by which it ends; what would not end by then is not begun.
         workers: compiles at once; None: one for each core.
         progress: told about once a second.
@@ -52,6 +56,8 @@ def search_layouts(
             name=name,
             store=store,
             vocab_size=vocab_size,
+            prices=prices,
+            compile=compile,
             progress=told,
         )
 

@@ -17,17 +17,24 @@ from maxlm.config.override import apply_override
 from maxlm.plan.search.search import Row, SearchResult, Status
 
 GIB = 1 << 30
+# Of every config that a search writes.
+FIRST_WORDS = "The fastest of"
 
 
 def search_table(result: SearchResult) -> str:
-    """Layouts that were compiled, fastest first, and how far arithmetic was from the compiler."""
+    """Layouts that were compiled, fastest first, and how far arithmetic was from the compiler.
+
+    Where nothing was compiled, those that arithmetic puts first.
+    """
     rows = sorted(result.rows, key=lambda row: (row.seconds is None, row.seconds or 0.0))
     lines = [_HEADER, *(_line(row, row is result.best) for row in rows)]
-    width = [max(len(line[i]) for line in lines) for i in range(len(_HEADER))]
+    if not result.is_compiled:
+        lines = [line[:3] + line[4:] for line in lines]
+    width = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.ljust(w) for cell, w in zip(line, width, strict=True)) for line in lines]
     found = result.candidates
     text.append(
-        f"{len(result.rows)} compiled in {result.seconds / 60:.1f} minutes of {len(found.fitting)} that "
+        f"{_done(result)} of {len(found.fitting)} that "
         f"may fit, {found.divided} that divide, {found.considered} considered: {result.ended}"
     )
     text += [f"compiled ÷ arithmetic: {line}" for line in _errors(result)]
@@ -45,7 +52,9 @@ def status_line(status: Status) -> str:
         best += f" ({plan.mfu:.1%} MFU)" if plan.mfu is not None else ""
     running = ", ".join(f"{label} ({seconds:.0f} s)" for label, seconds in status.running.items())
     left = "" if status.seconds_left is None else f", about {status.seconds_left / 60:.0f} min left"
-    return f"{status.compiled} compiled, {status.left} to go{left}; {best}; compiling {running or 'none'}"
+    return (
+        f"{status.compiled} done, {status.left} to go{left}; {best}; at work on {running or 'none'}"
+    )
 
 
 def winning_yaml(
@@ -104,7 +113,15 @@ def _line(row: Row, is_best: bool) -> tuple[str, ...]:
     )
 
 
+def _done(result: SearchResult) -> str:
+    if not result.is_compiled:
+        return f"{len(result.rows)} by arithmetic alone, nothing was compiled,"
+    return f"{len(result.rows)} compiled in {result.seconds / 60:.1f} minutes"
+
+
 def _errors(result: SearchResult) -> list[str]:
+    if not result.is_compiled:
+        return []
     return [
         f"{what} {mean:.2f} on average ({least:.2f} to {most:.2f})"
         for what, (mean, least, most) in result.corrections.errors().items()
@@ -130,7 +147,7 @@ def _comments(result: SearchResult, best: Row, command: str) -> list[str]:
         how = "by arithmetic: nothing was compiled, nothing measured"
     mfu = "" if plan.mfu is None else f", {plan.mfu:.1%} MFU"
     lines = [
-        f"The fastest of {len(result.rows)} layouts that were planned for {plan.topology}, "
+        f"{FIRST_WORDS} {len(result.rows)} layouts that were planned for {plan.topology}, "
         f"of {len(result.candidates.fitting)} ranked by arithmetic:",
         f"{plan.time.total:.4g} s a step{mfu}, {plan.memory.total / GIB:.1f} of "
         f"{plan.memory.capacity / GIB:.1f} GiB, {how}.",

@@ -101,6 +101,12 @@ class SearchResult:
     seconds: float
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether a compiler confirmed anything; on GPUs arithmetic is all there is."""
+        plans = [row.compiled for row in self.rows]
+        return any(plan is None or plan.method == "compiled" for plan in plans)
+
+    @property
     def best(self) -> Row | None:
         """The fastest layout that fits (of equal ones what sends least); None: none compiled does."""
         return _best(self.rows)

@@ -82,7 +82,7 @@ def test_the_schema_of_version_1_is_as_documented():
     assert list(value) == [
         "format_version", "config", "topology", "method", "mesh", "chips", "tokens_per_step",
         "model_flops", "mfu", "memory", "time", "cost", "operations", "collectives", "notes",
-        "versions", "compile_seconds", "tokens_per_second",
+        "versions", "compile_seconds", "rows_at_once", "tokens_per_second",
     ]  # fmt: skip
     assert list(value["memory"]) == [
         "parameters", "optimizer", "gradients", "activations", "temporaries", "other", "host",

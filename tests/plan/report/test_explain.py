@@ -51,7 +51,7 @@ def test_a_step_of_collectives_names_the_kind_the_axis_and_the_wire():
         time=time(blocking=6.0), collectives=[collective("a", "all-reduce", seconds=6.0)]
     )
     assert "communication" in explain(slow, V5P)[0]
-    assert "all-reduce over fsdp over a torus of 3 axes of 180 GB/s" in explain(slow, V5P)[0]
+    assert "all-reduce over fsdp by links along 3 axes of 180 GB/s" in explain(slow, V5P)[0]
     across = collective("a", "all-reduce", ("replica",), seconds=6.0, network=True)
     slow = dataclasses.replace(slow, collectives=[across])
     assert "over the network of" in explain(slow, V5P)[0]

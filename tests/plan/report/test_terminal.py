@@ -179,3 +179,33 @@ def test_seconds_have_the_unit_that_reads_best(seconds, told):
 
 def test_gib_is_of_1024():
     assert f"{memory().total / GIB:.1f} GiB" in plan_text(fitting())
+
+
+def test_copies_of_the_state_are_not_spread():
+    """Of 64 chips 16 hold one copy: 200 GiB each, over 95 GiB, take 34 chips and not 135."""
+    state = memory(parameters=60, optimizer=120, gradients=20, other=0)
+    told = " ".join(remedies(too_large(memory=state, mesh={"replica": 4, "fsdp": 16})))
+    assert "at least 34 chips" in told
+    assert "Parameters, optimizer and gradients alone take 200.0 GiB" in told
+
+
+def test_gradients_that_are_not_known_are_not_counted_in_words():
+    state = memory(parameters=60, optimizer=120, gradients=0, other=0)
+    assert "Parameters and optimizer alone take 180.0 GiB" in " ".join(
+        remedies(too_large(memory=state))
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (None, "train.accumulation 2 times as large, or so much smaller a batch"),
+        (4, "train.accumulation 2 times as large, or so much smaller a batch"),
+        (
+            1,
+            "there is one row at once already, so shorter rows, or parallel.context 2 times as large",
+        ),
+    ],
+)
+def test_no_micro_batch_is_smaller_than_a_row(rows, said):
+    assert said in " ".join(remedies(too_large(rows_at_once=rows)))
