@@ -286,6 +286,12 @@ def _notes(cost: _Cost, reader: _Reader) -> list[str]:
             f"{sum(o.times for o in unknown)} operations without the compiler's estimate are charged by "
             f"their bytes over memory bandwidth: {sum(o.seconds for o in unknown):.4f} s"
         )
+    if any("windowed_dot_general_body" in name for name in reader.program.computations):
+        notes.append(
+            "the compiler cuts gathers into steps between matmuls, which makes those slower; "
+            "parallel.compiler_options.xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000 leaves them whole "
+            "(docs/memory.md has figures)"
+        )
     if reader.averaged:
         notes.append(
             "attention's loops over blocks of keys skip what documents hide; they are counted as if each row were "

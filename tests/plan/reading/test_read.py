@@ -58,6 +58,12 @@ def test_what_has_no_estimate_is_charged_by_its_bytes_and_listed(reading):
     assert any("without the compiler's estimate" in note for note in reading.notes)
 
 
+def test_gathers_that_are_cut_into_steps_are_told(reading):
+    assert not any("windowed_einsum" in note for note in reading.notes)
+    cut = read(PROGRAM.replace("%body", "%wide.windowed_dot_general_body_ag.1"))
+    assert any("windowed_einsum_mib=1000000 leaves them whole" in note for note in cut.notes)
+
+
 def test_cycles_that_are_negative_are_no_estimate(reading):
     assert not operation(reading, "odd").estimated
 
