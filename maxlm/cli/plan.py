@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from maxlm.cli.numbers import positive, whole
+from maxlm.cli.places import check_place
 
 if TYPE_CHECKING:
     from maxlm.config.schema import RunConfig
@@ -88,10 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     from maxlm.errors import ConfigError
     from maxlm.plan.topology import parse_topology
 
-    if arguments.html == "-" or (arguments.html and arguments.html == arguments.json):
-        raise ConfigError(
-            "--html needs a file of its own; only --json writes to standard output, as -"
-        )
+    _check_places(arguments)
     topology = parse_topology(arguments.topology, arguments.slices)
     names = [a for a in arguments.arguments if "=" not in a]
     if not names:
@@ -117,6 +115,8 @@ def run(arguments: argparse.Namespace) -> int:
             table=sys.stderr if arguments.json == "-" else sys.stdout,
         )
         if result.best is None or result.best.compiled is None:
+            if arguments.json or arguments.html:
+                print("no plan is written: no layout fits", file=sys.stderr)
             return 2
         if arguments.json or arguments.html or arguments.explain:
             _report(result.best.compiled, topology, arguments)
@@ -125,6 +125,21 @@ def run(arguments: argparse.Namespace) -> int:
     _report(plan, topology, arguments)
     fits = plan.memory is not None and plan.memory.fits
     return 0 if fits else 2
+
+
+def _check_places(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError where two outputs would be one file, or one has no place."""
+    from maxlm.errors import ConfigError
+
+    output = arguments.output if arguments.search else None
+    files = [path for path in (output, arguments.json, arguments.html) if path]
+    if len(set(files)) < len(files) or "-" in (output, arguments.html):
+        raise ConfigError(
+            "--json, --html and --output need a file each; only --json writes to standard output, as -"
+        )
+    for path in (arguments.json, arguments.html):
+        if path and path != "-":
+            check_place(path)
 
 
 def _plan(config: RunConfig, topology: Topology, name: str, arguments: argparse.Namespace) -> Plan:

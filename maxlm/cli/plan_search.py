@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from maxlm.cli.places import check_place
+
 if TYPE_CHECKING:
     from maxlm.config.schema import RunConfig
     from maxlm.plan.search.search import SearchResult, Status
@@ -25,7 +27,7 @@ def run_search(
     compile: bool = True,
     budget_minutes: float,
     workers: int | None = None,
-    table: TextIO = sys.stdout,
+    table: TextIO | None = None,
 ) -> SearchResult:
     """Search, print, and write the winner.
 
@@ -41,7 +43,7 @@ def run_search(
         compile: False: by arithmetic also on TPUs.
         budget_minutes: by which it ends; what would not end by then is not begun.
         workers: compiles at once; None: one for each core.
-        table: where the layouts are printed.
+        table: where the layouts are printed; None: standard output.
 
     Raises:
         ConfigError: no layout divides or fits, there is no compiler, or the output would be lost or
@@ -53,7 +55,8 @@ def run_search(
 
     where = topology.name.replace(" × ", "x")
     path = output or f"{config.name}-{where.replace(':', '-')}.yaml"
-    _check_output(path)
+    _check_replaced(path)
+    check_place(path)
     progress = _Progress()
     print("ranking layouts by arithmetic", file=sys.stderr, flush=True)
     try:
@@ -86,20 +89,13 @@ def run_search(
     return result
 
 
-def _check_output(path: str) -> None:
-    """Raise ConfigError where half an hour's result would find no place, or a person's file would go."""
+def _check_replaced(path: str) -> None:
+    """Raise ConfigError where a file would be replaced that no search has written."""
     from maxlm import storage
-    from maxlm.errors import ConfigError, StorageError
+    from maxlm.errors import ConfigError
     from maxlm.plan.search.report import FIRST_WORDS
 
-    try:
-        if not storage.exists(path):
-            storage.write_text(path, "")  # the only sure way to know that it can be
-            storage.remove_file(path)
-            return
-        text = storage.read_text(path)
-    except StorageError as error:
-        raise ConfigError(f"the best config cannot be written: {error}; give --output") from error
+    text = storage.read_text(path) if storage.exists(path) else ""
     if text.strip() and not text.startswith(f"# {FIRST_WORDS}"):
         raise ConfigError(f"{path} is there and was not written by a search; give another --output")
 

@@ -14,18 +14,20 @@ _UNSEEN = 0.001  # seconds that are not worth a note
 def edge_notes(topology: Topology, collectives: list[Collective]) -> list[str]:
     """None for tori, GPUs, and where what blocks takes no time.
 
-    All collectives are charged with all links of a chip. A chip at the end of an axis that does not wrap
-    around has one link of two there, and whatever all others have goes through it: up to twice the time.
+    All collectives are charged with all links of a chip, two an axis. A chip at the end of an axis that does
+    not wrap around has one there, and none along a side of one chip.
     """
-    sides = zip(topology.shape, topology.wrap, strict=False)
-    if topology.chip.platform != "tpu" or all(wraps or side == 1 for side, wraps in sides):
+    if topology.chip.platform != "tpu" or topology.num_chips == topology.slices:
         return []
+    sides = zip(topology.shape, topology.wrap, strict=False)
+    links = sum(2 if wraps else int(side > 1) for side, wraps in sides)
+    charged = 2 * topology.chip.torus_axes
     blocking = sum(c.seconds for c in collectives if not c.is_overlapped and not c.network)
-    if blocking < _UNSEEN:
+    more = blocking * (charged / links - 1)
+    if more < _UNSEEN:
         return []
     shape = "×".join(map(str, topology.shape))
     return [
-        f"a slice of {shape} chips does not close to rings: collectives are charged with all links of a "
-        f"chip, chips at its edges have half of them on an axis, so that what blocks may take up to "
-        f"{blocking:.3g} s more"
+        f"a slice of {shape} chips does not close to rings: collectives are charged with {charged} links of a "
+        f"chip, and a chip at its corner has {links}, so that what blocks may take about {more:.3g} s more"
     ]

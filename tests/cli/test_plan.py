@@ -25,6 +25,7 @@ def test_gpus_are_planned_by_arithmetic(capsys):
     plan("hardware/h100", "--topology", "h100x8", "--json", "-")
     found = json.loads(capsys.readouterr().out)
     assert found["method"] == "analytic" and found["chips"] == 8
+    assert found["rows_at_once"] == 1
     assert found["cost"]["dollars"] > 0 and "scaling-book" in found["cost"]["price"]
 
 
@@ -45,6 +46,7 @@ def test_a_pod_compiled(tmp_path, capsys):
     assert "v5e-4: compiling" in told.err and "step is bound by" in told.out
     found = json.loads(file.read_text())
     assert found["method"] == "compiled" and found["memory"]["parameters"] > 0
+    assert found["rows_at_once"] == 2
     assert found["time"]["matmuls"] > 0 and found["collectives"]
     assert any(operation["source"].startswith("maxlm/model/") for operation in found["operations"])
 
@@ -67,8 +69,10 @@ def test_a_state_that_is_too_large_is_not_compiled_and_exits_2(capsys):
         (["--topology", "v5p-100"], "v5p-64 (2x4x4) and v5p-128 (4x4x4)"),
         (["parallel.fsdp=3", "--topology", "h100x8"], "3"),
         (["--topology", "h100x8", "--prices", "none.yaml"], "none.yaml"),
-        (["--topology", "h100x8", "--html", "-"], "--html needs a file of its own"),
-        (["--topology", "h100x8", "--html", "x", "--json", "x"], "--html needs a file of its own"),
+        (["--topology", "h100x8", "--html", "-"], "need a file each"),
+        (["--topology", "h100x8", "--html", "x", "--json", "x"], "need a file each"),
+        (["--topology", "h100x8", "--search", "--output", "x", "--json", "x"], "need a file each"),
+        (["--topology", "h100x8", "--json", "tests"], "nothing can be written there"),
     ],
 )
 def test_mistakes_exit_2_and_are_told(arguments, said, capsys):

@@ -200,7 +200,9 @@ def _context(traffic: _Traffic, work: LayerWork, part: float, times: float) -> N
 
 def _sent_again(job: Job, work: LayerWork) -> float:
     """Numbers a token that ulysses sends again in the backward pass where attention itself does not run again."""
-    if work.kept_names is None or work.attention_runs_again:
+    # A pipeline of several rounds keeps matmuls and what has a name, not all.
+    is_all_kept = work.kept_names is None and job.config.parallel.pipeline_rounds == 1
+    if is_all_kept or work.attention_runs_again:
         return 0.0
     model = job.model
     assert model.num_kv_heads and model.head_dim

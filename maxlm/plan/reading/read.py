@@ -289,8 +289,8 @@ def _notes(cost: _Cost, reader: _Reader) -> list[str]:
     if any("windowed_dot_general_body" in name for name in reader.program.computations):
         notes.append(
             "the compiler cuts gathers into steps between matmuls, which makes those slower; "
-            "parallel.compiler_options.xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000 leaves them whole "
-            "(docs/memory.md has figures)"
+            "parallel.compiler_options.xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000 leaves them whole, "
+            "which was faster where it was tried; with a tensor axis it was not tried (docs/memory.md)"
         )
     if reader.averaged:
         notes.append(

@@ -76,12 +76,16 @@ def _rooflines(plan: Plan, chip: Chip) -> list[str]:
             f"and kept activations, read and written once ({2 * state / 1e9:,.0f} GB), allow at most "
             f"{most:,.0f} model FLOPs per byte: {side}."
         )
-    for is_network, name in ((False, "Link"), (True, "Network")):
+    for is_network, name, bandwidth in (
+        (False, "Link", chip.sent_over_links),
+        (True, "Network", chip.network_bandwidth),
+    ):
         sent = [c for c in plan.collectives if c.network == is_network]
         wire, seconds = sum(c.wire_bytes for c in sent), sum(c.seconds for c in sent)
         if not wire or not seconds:
             continue
-        bandwidth = wire / seconds
+        if chip.platform == "gpu":  # whose network cards several of a machine use together
+            bandwidth = wire / seconds
         ridge, found = chip.peak / bandwidth, flops / wire
         side = "compute" if found >= ridge else "the wire"
         told.append(
@@ -185,7 +189,8 @@ def _link(group: CollectiveGroup, chip: Chip) -> str:
     """The wire that a group uses, and how much of it, by the rate at which it sends."""
     if group.network:
         card = f"the network of {chip.network_bandwidth / 1e9:,.1f} GB/s a device"
-        several = group.wire_bytes > 1.01 * group.seconds * chip.network_bandwidth
+        rate = group.wire_bytes / group.seconds if group.seconds else 0.0
+        several = chip.platform == "gpu" and rate > 1.01 * chip.network_bandwidth
         return (
             f"over {card}, of several devices of a machine together" if several else f"over {card}"
         )

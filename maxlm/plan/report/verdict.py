@@ -76,10 +76,11 @@ def remedies(plan: Plan) -> list[str]:
     )
     if working < memory.capacity:
         chips = math.ceil(_one_copy(plan, state) / (memory.capacity - working))
-        found.append(
-            f"More chips, with as many tokens each: from {chips:,} on (now {plan.chips:,}) "
-            f"{_kinds(memory)}, spread over all, leave enough."
-        )
+        if chips > plan.chips:  # else splitting instead of copying is enough, which is said above
+            found.append(
+                f"More chips, with as many tokens each: from {chips:,} on (now {plan.chips:,}) "
+                f"{_kinds(memory)}, spread over all, leave enough."
+            )
     return found
 
 
@@ -104,13 +105,21 @@ def _one_copy(plan: Plan, state: float) -> float:
 
 def _fewer_tokens(plan: Plan, times: int) -> str:
     """How to have so many times fewer tokens in flight; micro-batches have whole rows."""
-    rows = plan.rows_at_once
-    if rows is None or rows >= times:
-        return f"train.accumulation {times} times as large, or so much smaller a batch"
-    split = f"shorter rows, or parallel.context {-(-times // rows)} times as large, over which a row is cut"
+    rows, smaller = plan.rows_at_once, "or so much smaller a batch"
+    if rows is None:
+        return f"train.accumulation {times} times as large, {smaller}"
+    for more in range(times, rows + 1):
+        if rows % more == 0:
+            return f"train.accumulation {more} times as large, {smaller}"
+    # More context on as many devices leaves less for rows, which micro-batches have to make up for.
+    rest = -(-times // rows)
+    cut = (
+        f"shorter rows, or both parallel.context, over which a row is cut, and train.accumulation "
+        f"{rest} times as large"
+    )
     if rows == 1:
-        return f"there is one row at once already, so {split}"
-    return f"train.accumulation {rows} times as large leaves one row at once; beyond that {split}"
+        return f"there is one row at once already, so {cut}"
+    return f"train.accumulation {rows} times as large leaves one row at once; beyond that {cut}"
 
 
 def _fewer_copies(plan: Plan, memory: Memory) -> list[str]:

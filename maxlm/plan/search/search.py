@@ -104,11 +104,11 @@ class SearchResult:
     def is_compiled(self) -> bool:
         """Whether a compiler confirmed anything; on GPUs arithmetic is all there is."""
         plans = [row.compiled for row in self.rows]
-        return any(plan is None or plan.method == "compiled" for plan in plans)
+        return not plans or any(plan is None or plan.method == "compiled" for plan in plans)
 
     @property
     def best(self) -> Row | None:
-        """The fastest layout that fits (of equal ones what sends least); None: none compiled does."""
+        """The fastest layout that fits (of equal ones the given, else what sends least); None: none does."""
         return _best(self.rows)
 
 
@@ -257,13 +257,13 @@ class _Search:
 
 
 def _best(rows: list[Row]) -> Row | None:
-    """The fastest; of those as fast as can be told, the one that sends least."""
+    """The fastest; of those as fast as can be told, the one as given, else the one that sends least."""
     fitting = [row for row in rows if row.seconds]
     if not fitting:
         return None
     fastest = min(row.seconds or 0.0 for row in fitting)
     equal = [row for row in fitting if (row.seconds or 0.0) <= fastest * (1 + _SAME)]
-    return min(equal, key=lambda row: (row.wire_bytes, row.seconds))
+    return min(equal, key=lambda row: (not row.candidate.is_given, row.wire_bytes, row.seconds))
 
 
 def _none_fits(candidates: Candidates) -> str:

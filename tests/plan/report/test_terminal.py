@@ -201,11 +201,24 @@ def test_gradients_that_are_not_known_are_not_counted_in_words():
     [
         (None, "train.accumulation 2 times as large, or so much smaller a batch"),
         (4, "train.accumulation 2 times as large, or so much smaller a batch"),
-        (
-            1,
-            "there is one row at once already, so shorter rows, or parallel.context 2 times as large",
-        ),
+        (7, "train.accumulation 7 times as large, or so much smaller a batch"),
+        (1, "there is one row at once already, so shorter rows, or both parallel.context"),
     ],
 )
 def test_no_micro_batch_is_smaller_than_a_row(rows, said):
     assert said in " ".join(remedies(too_large(rows_at_once=rows)))
+
+
+def test_beyond_one_row_at_once_rows_are_cut():
+    """15 GiB of room for 106 of activations and temporaries: 8 times fewer tokens."""
+    full = memory(parameters=30, optimizer=30, gradients=19, activations=95)
+    told = " ".join(remedies(too_large(memory=full, rows_at_once=4)))
+    assert "train.accumulation 4 times as large leaves one row at once; beyond that" in told
+    assert "and train.accumulation 2 times as large" in told
+
+
+def test_more_chips_are_asked_for_only_where_they_are_more():
+    full = memory(parameters=30, optimizer=30, gradients=20, activations=20)
+    assert "More chips" in " ".join(remedies(too_large(memory=full)))
+    copied = too_large(memory=full, mesh={"replica": 4, "fsdp": 16})
+    assert "More chips" not in " ".join(remedies(copied))

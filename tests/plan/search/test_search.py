@@ -275,3 +275,6 @@ def test_of_equal_steps_the_one_that_sends_least_is_best():
     first, frugal, late = row(fast, 1.0, 9e9), row(slow, 1.002, 4e9), row(slow, 1.02, 1e9)
     assert best(first, frugal, late) is frugal
     assert best(first, late) is first
+    given = dataclasses.replace(first.candidate, is_given=True)
+    as_it_is = dataclasses.replace(first, candidate=given)
+    assert best(as_it_is, frugal, late) is as_it_is  # nobody changes a layout for nothing
