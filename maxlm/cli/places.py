@@ -17,9 +17,8 @@ def check_place(path: str) -> None:
     try:
         if not storage.exists(path):
             storage.write_text(path, "")  # the only sure way to know
-            with contextlib.suppress(
-                StorageError
-            ):  # a bucket may allow to create and not to delete
+            # A bucket may allow to create and not to delete.
+            with contextlib.suppress(StorageError):
                 storage.remove_file(path)
         elif not storage.is_remote(path):
             with storage.typed_errors(path), open(path, "ab"):
